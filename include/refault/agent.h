@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * agent.h - what programs (librefault.so, refault) and refault-agent say to each other.
+ *
+ * Transport: SOCK_SEQPACKET on RUNTIME/agent.sock, one struct rf_req a packet, followed by its
+ * variable part; at most RF_REQ_MAX bytes.  The first packet on a connection is RF_OP_ATTACH or
+ * RF_OP_INFO; anything malformed ends the connection, with one line in the agent's log.
+ *
+ * RUNTIME is, in this order: $REFAULT_RUNTIME_DIR; /run/user/UID/refault where /run/user/UID is
+ * there and ours (whatever the environment says, so that cron and a login shell meet the same
+ * agent); $XDG_RUNTIME_DIR/refault; /tmp/refault-UID.  It is made with mode 0700; a directory of
+ * another owner, or open to others, or a symlink, is refused.
+ *
+ * Starting.  connect() fails with ENOENT or ECONNREFUSED -> flock RUNTIME/lock, connect again, if it
+ * still fails run `refault-agent --daemon` (which exits 0 as soon as its socket listens, and
+ * inherits nothing but fds 0-2), connect, unlock.
+ *
+ * ATTACH carries a user id's view: the agent checks SO_PEERCRED (its own uid only).  Reply: one
+ * struct rf_attach_r on the same socket.  After it the socket only carries requests, never data
+ * back: answers go to rf_proc.cell[req.cell] - ret, err, then state = DONE, futex wake - but for
+ * RF_OP_OPEN, whose answer (struct rf_open_r with descriptors) goes to the socket sent along.
+ *
+ * A request is abandoned by bumping the cell's seq; an answer whose seq is not the cell's is
+ * dropped.  All requests are idempotent: when rf_proc.agent_gen moves, a waiter sends its request
+ * again.  A connection that hung up means that agent and supervisor are both gone.
+ *
+ * Stripper.  The other end of the socket passed as ATTACH's second descriptor (SEQPACKET) carries
+ * struct rf_strip both ways: the agent orders, the stripper answers with the same packet when no PTE
+ * of these vnodes is left in the program.  Orders are carried out in order.
+ */
+#ifndef REFAULT_AGENT_H
+#define REFAULT_AGENT_H
+
+#include <stdint.h>
+
+#define RF_AGENT_VERSION 1
+#define RF_REQ_MAX (160u * 1024)
+#define RF_APPEND_MAX (128u * 1024)
+
+enum rf_op {
+	/* descriptors: userfaultfd, stripper's socket.  Variable part: none. -> struct rf_attach_r */
+	RF_OP_ATTACH = 1,
+	/* descriptor: reply socket.  Variable part: struct rf_open. -> struct rf_open_r */
+	RF_OP_OPEN = 2,
+	/*
+	 * Make pages [arg0, arg0 + arg1) readable: promise valid, content in the cache as far as it
+	 * goes.  arg1 >= 1; the agent may read ahead and may answer when the first page is there.
+	 * arg2: RF_FAULT_*.  err: -EIO, -ESTALE, -EACCES, -EHOSTDOWN ... ; -ENXIO: past EOF.
+	 */
+	RF_OP_FAULT = 3,
+	/* Write back pages [arg0, arg0 + arg1) (arg1 0: all).  arg2: RF_FLUSH_*.  vnode 0: everything
+	 * of this host (twins are short). err: the write-back error, if any. */
+	RF_OP_FLUSH = 4,
+	/* write() goes past EOF: make i_size at least arg0.  ret0: i_size. */
+	RF_OP_EXTEND = 5,
+	/* ftruncate to arg0. */
+	RF_OP_SETSIZE = 6,
+	/* fallocate: arg0 mode, arg1 offset, arg2 length.  -EOPNOTSUPP for modes not built yet. */
+	RF_OP_FALLOC = 7,
+	/* O_APPEND write; variable part: the bytes.  arg0: RF_FLUSH_DURABLE or 0.  ret0: offset. */
+	RF_OP_APPEND = 8,
+	/* The program closed its last use of the vnode.  No answer. */
+	RF_OP_CLOSE = 9,
+	/* For `refault`: variable part: a word ("status", "ping", "stop").  Answer: text packets on the
+	 * same socket, then end of file. */
+	RF_OP_INFO = 10,
+};
+
+enum { RF_FAULT_WRITE = 1, RF_FAULT_RANDOM = 2 /* no readahead */ };
+enum {
+	RF_FLUSH_DURABLE = 1, /* and fsync on the server */
+	RF_FLUSH_NOWAIT = 2,  /* start it, answer at once */
+	RF_FLUSH_ERROR = 4,   /* report a write-back error since open (errseq in arg3) */
+};
+
+struct rf_req {
+	uint32_t op;
+	uint32_t version; /* RF_AGENT_VERSION */
+	uint32_t cell;
+	uint32_t seq;
+	uint32_t vnode;
+	uint32_t pad;
+	uint64_t arg[4];
+};
+
+/* Descriptors with it: proc, host (read-only), twins. */
+struct rf_attach_r {
+	int32_t err; /* 0 or -errno; text says why */
+	uint32_t version;
+	uint32_t proc_id;
+	uint32_t pad;
+	char text[112];
+};
+
+enum { RF_OPEN_READ = 1, RF_OPEN_WRITE = 2, RF_OPEN_CREATE = 4, RF_OPEN_EXCL = 8 };
+
+/* A file: which server, which export, which path, and what the program's fstat says it is. */
+struct rf_open {
+	uint32_t flags;
+	uint32_t mode; /* permission bits for CREATE, umask applied */
+	uint64_t dev, ino;
+	uint16_t addr_len, name_len, path_len, pad;
+	/* addr, name, path follow, not terminated */
+};
+
+/* Descriptors with it, if err is 0: data (read-write), state. */
+struct rf_open_r {
+	int32_t err; /* 0 or -errno; text says why */
+	uint32_t vnode;
+	char text[120];
+};
+
+struct rf_strip {
+	uint32_t seq;
+	uint32_t vnode; /* 0: every managed mapping */
+};
+
+#endif

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * reason.h - the one list of what happens and why: code, trace and `refault status` use it.
+ *
+ * X(NAME, "name", "what one event is").  The library counts the first group in rf_proc.count, the
+ * agent keeps the same array for itself and the sums of programs that are gone.
+ */
+#ifndef REFAULT_REASON_H
+#define REFAULT_REASON_H
+
+#define RF_REASON_LIST(X)                                                                          \
+	X(FAULT_READ, "fault-read", "load from a page without PTE")                                \
+	X(FAULT_WRITE, "fault-write", "store to a page without PTE")                               \
+	X(FAULT_WP, "fault-wp", "store to a write-protected PTE")                                  \
+	X(FAULT_AGENT, "fault-agent", "fault that needed the agent")                               \
+	X(FAULT_BAD, "fault-bad", "fault that ended in SIGBUS")                                    \
+	X(MKWRITE, "mkwrite", "clean page made dirty")                                             \
+	X(MKWRITE_LOST, "mkwrite-lost", "mkwrite lost the race for the page word")                 \
+	X(WB_WAIT, "writeback-wait", "store that waited for a write-back")                         \
+	X(LOCK_WAIT, "lock-wait", "shared side waited for invalidate_lock")                        \
+	X(READ, "read", "read from the cache")                                                     \
+	X(READ_RETRY, "read-retry", "optimistic read that had to start over")                      \
+	X(WRITE, "write", "write to the cache")                                                    \
+	X(STRIP_DONE, "strip-done", "mapping stripped by the stripper")                            \
+	X(REQUEST, "request", "request to the agent")                                              \
+	X(VALIDATE, "validate", "status asked from the server")                                    \
+	X(BREAK, "break", "callback break")                                                        \
+	X(MASS_BREAK, "mass-break", "server forgot its promises, or the connection was lost")      \
+	X(STRIP, "strip", "file stripped of its PTEs")                                             \
+	X(IN_PLACE, "in-place", "break whose bytes were stored in place")                          \
+	X(MERGE, "merge", "dirty page merged with the server's")                                   \
+	X(DROP, "drop", "clean page dropped")                                                      \
+	X(EXCISE, "excise", "page dropped because its write-back was rejected")                    \
+	X(FETCH, "fetch", "fetch_data sent")                                                       \
+	X(FETCH_PAGE, "fetch-page", "page filled")                                                 \
+	X(FLUSH, "flush", "flush asked for, or due")                                               \
+	X(FLUSH_PAGE, "flush-page", "page flushed")                                                \
+	X(FLUSH_BYTES, "flush-bytes", "changed bytes sent")                                        \
+	X(STORE, "store", "store_data sent")                                                       \
+	X(REDIRTY, "redirty", "page that stayed dirty over its flush")                             \
+	X(RECONNECT, "reconnect", "connection to a server made again")                             \
+	X(GARBAGE, "garbage", "message that made no sense; its sender was dropped")
+
+enum rf_reason {
+#define RF_X(name, str, text) RF_R_##name,
+	RF_REASON_LIST(RF_X)
+#undef RF_X
+		RF_REASONS
+};
+
+static inline const char *rf_reason_name(enum rf_reason r)
+{
+	static const char *const name[] = {
+#define RF_X(name, str, text) str,
+	    RF_REASON_LIST(RF_X)
+#undef RF_X
+	};
+	return (unsigned)r < RF_REASONS ? name[r] : "?";
+}
+
+#endif
