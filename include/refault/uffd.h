@@ -10,6 +10,7 @@
 
 #include <linux/userfaultfd.h>
 #include <stdint.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 
 #ifndef UFFDIO_CONTINUE_MODE_WP /* Linux 6.4 */
