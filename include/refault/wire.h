@@ -34,13 +34,14 @@ int rf_wire_decode(void *buf, size_t len, struct rf_msg *msg, void **payload, si
 void rf_wire_free(struct rf_msg *msg);
 
 /*
- * A growing receive buffer for a non-blocking stream: rf_rx_read reads what is there (returns bytes
- * read, 0 at end of file, -EAGAIN, -errno), rf_rx_next gives the next complete frame (length, 0 or
- * -EPROTO); the frame is valid until the next rf_rx_read.
+ * A growing receive buffer for a non-blocking stream.  rf_rx_read does one read(2) (returns bytes
+ * read, 0 at end of file, -EAGAIN, -errno; take all complete frames first); rf_rx_next gives the
+ * next complete frame (length, 0 or -EPROTO); the frame is valid until the next rf_rx_read.
  */
 struct rf_rx {
 	unsigned char *buf;
 	size_t cap, start, end;
+	unsigned idle; /* reads since a big buffer was last needed */
 };
 void rf_rx_init(struct rf_rx *rx);
 void rf_rx_free(struct rf_rx *rx);
