@@ -87,7 +87,9 @@ $(B)/librefault.so: $(call obj,$(SHIM_SRC)) shim/librefault.map
 	$(Q)$(CC) -shared -Wl,-soname,librefault.so -Wl,--version-script=shim/librefault.map \
 		-Wl,-z,now -Wl,-z,relro -Wl,-z,defs -o $@ $(filter %.o,$^) -ldl -lpthread $(UNWIND_LD)
 
-$(B)/tools/mmapcoh/%.o $(B)/tests/prog/%.o: SANF :=
+# Plain C programs: no sanitizer, no libuv, no libbsd.
+$(B)/tools/mmapcoh/%.o $(B)/tools/bench/%.o: SANF :=
+$(B)/tools/mmapcoh/%.o $(B)/tools/bench/%.o: UV_CF :=
 $(B)/tools/%.o: tools/%.c $(B)/gen/protocol.h
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(BASE) $(CFLAGS) $(SANF) $(UV_CF) -c -o $@ $<
