@@ -1,0 +1,266 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: MIT
+#
+# lib.sh - one machine plays a file server and two hosts.
+#
+#	$T/vol		the directory that the server serves, and the volume's path on both hosts
+#	$T/stale	what host B finds there instead: a frozen copy, bind-mounted over $T/vol in a
+#			mount namespace of its own, so whatever bypasses Refault shows old bytes
+#	$T/a, $T/b	the hosts' runtime directories, each with an agent of its own
+#	$T/A, $T/B	scripts: run a program on that host under the library
+#	$T/rawA, rawB	the same without the library
+#
+# A test script sources this file, fills $T/vol, calls start_server and make_hosts, then states what
+# holds with `ok`, `not_ok` and `skip` (or `check NAME COMMAND...`), and ends with `finish`.
+#
+# Nothing here waits by sleeping: the server says when it listens, workers answer through pipes.
+# Where nothing can be waited for, `eventually` looks again until a bound and then fails loudly.
+
+set -u
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+BIN=$ROOT/${B:-build}
+VARIANT=${REFAULT_VARIANT:-} # "@thread": the same tests, run once more in another mode
+T=$(mktemp -d "${TMPDIR:-/tmp}/refault-test.XXXXXX")
+chmod 755 "$T"
+mkdir "$T/vol" "$T/stale" "$T/srv"
+SOCK=$T/srv/s.sock
+SERVER=
+HOLDER=
+TESTS=0
+FAILED=0
+declare -A TO FROM WPID
+
+ok() {
+	TESTS=$((TESTS + 1))
+	echo "ok $1$VARIANT"
+}
+not_ok() {
+	TESTS=$((TESTS + 1))
+	FAILED=$((FAILED + 1))
+	echo "not ok $1$VARIANT: $2"
+}
+skip() {
+	TESTS=$((TESTS + 1))
+	echo "skip $1$VARIANT: $2"
+}
+# check NAME COMMAND...: the command's last line of output is the reason if it fails.
+check() {
+	local name=$1 out
+	shift
+	if out=$("$@" 2>&1 </dev/null); then
+		ok "$name"
+	else
+		not_ok "$name" "$(printf '%s' "${out:-$* failed}" | tail -n 1)"
+		printf '%s\n' "$out" | sed 's/^/    /'
+	fi
+}
+die() {
+	echo "not ok ${0##*/}$VARIANT: $*"
+	exit 1
+}
+
+# same NAME GOT WANT: a test of its own.
+same() {
+	if [ "$2" = "$3" ]; then ok "$1"; else not_ok "$1" "got '$2', want '$3'"; fi
+}
+
+# eventually SECONDS COMMAND...: true as soon as the command is, false after the bound.
+eventually() {
+	local end=$(($(date +%s) + $1))
+	shift
+	until "$@"; do
+		[ "$(date +%s)" -lt "$end" ] || return 1
+		sleep 0.02
+	done
+}
+
+# start_server [ARGUMENT...]: returns when it listens.
+start_server() {
+	local line out=$T/srv/out
+	rm -f "$out"
+	mkfifo "$out"
+	"$BIN/refault-server" --export "vol=$T/vol" --listen "unix:$SOCK" "$@" >"$out" 2>&1 &
+	SERVER=$!
+	exec {server_fd}<"$out"
+	while IFS= read -r -t 30 line <&"$server_fd"; do
+		printf '%s\n' "$line" >>"$T/srv/log"
+		case $line in *listening*)
+			cat <&"$server_fd" >>"$T/srv/log" &
+			exec {server_fd}<&-
+			return 0
+			;;
+		esac
+	done
+	cat "$T/srv/log"
+	die "the server does not listen"
+}
+# stop_server [SIGNAL]: TERM unless told.
+stop_server() {
+	[ -n "$SERVER" ] || return 0
+	kill "-${1:-TERM}" "$SERVER" 2>/dev/null
+	wait "$SERVER" 2>/dev/null
+	SERVER=
+}
+
+VOLUMES() { echo "$T/vol=unix:$SOCK,name=vol"; }
+
+# wrapper NAME RUNTIME COMMAND-PREFIX...
+wrapper() {
+	local name=$1 rt=$2
+	shift 2
+	{
+		echo '#!/bin/sh'
+		echo "export REFAULT_RUNTIME_DIR='$rt' REFAULT_VOLUMES='$(VOLUMES)'"
+		echo "exec $* \"\$@\""
+	} >"$T/$name"
+	chmod 755 "$T/$name"
+}
+
+# make_hosts: freeze $T/vol for host B, make both hosts.
+make_hosts() {
+	local line enter
+	cp -a "$T/vol/." "$T/stale/"
+	mkfifo "$T/holder.in" "$T/holder.out"
+	local as=() user=()
+	if [ "$(id -u)" -ne 0 ]; then as=(-r) user=(-U --preserve-credentials); fi
+	# shellcheck disable=SC2016 # expanded by the inner shell
+	unshare "${as[@]}" -m --propagation private sh -c \
+		'mount --bind "$1" "$2" && echo ready && exec cat' - "$T/stale" "$T/vol" \
+		<"$T/holder.in" >"$T/holder.out" 2>&1 &
+	HOLDER=$!
+	enter="nsenter -t $HOLDER ${user[*]} -m --"
+	# shellcheck disable=SC2034 # held open: the holder leaves when it sees end of file
+	exec {holder_in}>"$T/holder.in" {holder_out}<"$T/holder.out"
+	IFS= read -r -t 10 line <&"$holder_out" || line='no answer'
+	[ "$line" = ready ] || die "host B has no mount namespace: $line"
+	mkdir -m 700 "$T/a" "$T/b"
+	wrapper A "$T/a" "$BIN/refault run --"
+	wrapper B "$T/b" "$enter $BIN/refault run --"
+	wrapper rawA "$T/a"
+	wrapper rawB "$T/b" "$enter"
+}
+
+on() {
+	"$T/$1" "${@:2}"
+}
+raw() {
+	"$T/raw$1" "${@:2}"
+}
+runtime() { echo "$T/$(echo "$1" | tr 'AB' 'ab')"; }
+status() {
+	REFAULT_RUNTIME_DIR=$(runtime "$1") timeout 20 "$BIN/refault" status
+}
+# counter HOST NAME: what `refault status` counted; 0 if it is not listed.
+counter() {
+	status "$1" | awk -v n="$2" '{ for (i = 1; i < NF; i++) if ($i == n || $i == n ":") v = $(i + 1) }
+		END { print v + 0 }'
+}
+
+# The processes of a host's agent, supervisor first: they hold the sockets bound to its name.
+agent_pids() {
+	local sock inodes p l
+	sock=$(runtime "$1")/agent.sock
+	inodes=$(awk -v s="$sock" '$8 == s { printf " socket:[%s] ", $7 }' /proc/net/unix)
+	[ -n "$inodes" ] || return 0
+	for p in /proc/[0-9]*; do
+		case $(readlink "$p/exe" 2>/dev/null) in */refault-agent*) ;; *) continue ;; esac
+		for l in "$p"/fd/*; do
+			case $inodes in *" $(readlink "$l" 2>/dev/null) "*)
+				echo "${p#/proc/}"
+				break
+				;;
+			esac
+		done
+	done | sort -n
+}
+# The agent proper is the supervisor's child.
+agent_pid() {
+	local all p
+	all=" $(agent_pids "$1" | tr '\n' ' ')"
+	for p in $all; do
+		case $all in *" $(awk '/^PPid:/ { print $2 }' "/proc/$p/status" 2>/dev/null) "*)
+			echo "$p"
+			return 0
+			;;
+		esac
+	done
+	return 1
+}
+
+# worker NAME HOST: an obedient program (tests/prog/worker.c) on A, B, rawA or rawB.
+worker() {
+	local name=$1 in out
+	rm -f "$T/$name.in" "$T/$name.out"
+	mkfifo "$T/$name.in" "$T/$name.out"
+	"$T/$2" "$BIN/tests/worker" <"$T/$name.in" >"$T/$name.out" 2>>"$T/$name.err" &
+	WPID[$name]=$!
+	exec {in}>"$T/$name.in" {out}<"$T/$name.out"
+	TO[$name]=$in
+	FROM[$name]=$out
+}
+# ask NAME WORD...: one command, one line of answer on standard output.
+ask() {
+	local name=$1 line
+	shift
+	printf '%s\n' "$*" >&"${TO[$name]}"
+	if IFS= read -r -t "${PATIENCE:-40}" line <&"${FROM[$name]}"; then
+		printf '%s\n' "$line"
+	else
+		echo "no answer from $name to '$*'"
+		tail -n 3 "$T/$name.err" 2>/dev/null
+		return 1
+	fi
+}
+# want NAME ANSWER WORD...: silent if the worker answers so, else says what it answered and fails.
+want() {
+	local name=$1 answer=$2 got
+	shift 2
+	got=$(ask "$name" "$@")
+	[ "$got" = "$answer" ] && return 0
+	echo "$name: $*: answered '$got', should be '$answer'"
+	return 1
+}
+dismiss() {
+	local name in out
+	for name; do
+		in=${TO[$name]} out=${FROM[$name]}
+		echo exit >&"$in" # others may have inherited the pipe: no end of file
+		exec {in}>&- {out}<&-
+		wait "${WPID[$name]}" 2>/dev/null
+		unset "TO[$name]" "FROM[$name]" "WPID[$name]"
+	done
+}
+
+cleanup() {
+	local h p
+	trap - EXIT
+	exec 2>/dev/null # "Killed" is what is meant to happen
+	for p in "${WPID[@]}"; do kill -9 "$p" 2>/dev/null; done
+	for h in A B; do
+		[ -d "$(runtime $h)" ] || continue
+		p=$(agent_pids $h)
+		[ -n "$p" ] || continue
+		REFAULT_RUNTIME_DIR=$(runtime $h) timeout 3 "$BIN/refault" stop >/dev/null 2>&1
+		for p in $(agent_pids $h); do kill -9 "$p" 2>/dev/null; done
+	done
+	stop_server KILL
+	for p in $(jobs -p); do kill "$p" 2>/dev/null; done
+	[ -n "$HOLDER" ] && kill "$HOLDER" 2>/dev/null
+	wait 2>/dev/null
+	if [ "$FAILED" -ne 0 ]; then
+		for p in "$T"/srv/log "$T"/[ab]/*log* "$T"/*.err; do
+			[ -s "$p" ] && echo "--- ${p#"$T/"}" && tail -n 20 "$p"
+		done
+	fi
+	if [ -n "${KEEP:-}" ]; then echo "kept $T"; else rm -rf "$T"; fi
+}
+trap : PIPE # a worker that died is seen by the answer that does not come
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+finish() {
+	[ "$TESTS" -gt 0 ] || die "nothing was tested"
+	[ "$FAILED" -eq 0 ]
+	exit
+}

@@ -1,0 +1,284 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * worker - an obedient program for tests: a command a line on stdin, an answer a line on stdout.
+ *
+ * It knows nothing of Refault.  Descriptors and mappings are named by small numbers.  Answers are
+ * "ok", a value, "err ENAME", or "sigbus" if its own SIGBUS handler was called.  Bytes are hex.
+ *
+ *	open F PATH MODE	MODE of r w c(reate) x(excl) t(runcate) a(ppend); r and w combine
+ *	close F | size F | stat PATH | fsync F | fdatasync F | truncate F LEN | punch F OFF LEN
+ *	read F LEN | write F HEX | pread F LEN OFF | pwrite F OFF HEX | seek F OFF
+ *	map M F r|rw|p OFF LEN	p: private, writable
+ *	unmap M | msync M [async] | load M OFF LEN | store M OFF HEX | fill M OFF LEN BYTE
+ *	all M OFF LEN		the one byte that OFF..LEN is made of, or "mixed at OFFSET: BYTE"
+ *	spin M OFF BYTE		load until it is BYTE
+ *	fork COMMAND...		a child of this very process obeys it, answers, and is gone
+ *	pid | exit
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { N = 64, LINE = 1 << 20, SPIN_SECONDS = 30 };
+
+static int fds[N]; /* -1: not open */
+static struct {
+	unsigned char *p;
+	size_t len;
+} maps[N];
+static sigjmp_buf on_bus;
+static volatile sig_atomic_t guarded;
+static char line[LINE];
+static unsigned char bytes[LINE / 2], answer[LINE / 2];
+
+static void bus(int sig)
+{
+	if (!guarded) {
+		signal(sig, SIG_DFL);
+		raise(sig);
+	}
+	siglongjmp(on_bus, 1);
+}
+
+static void say_ok(long r)
+{
+	if (r < 0)
+		printf("err %s\n", strerrorname_np(errno));
+	else
+		puts("ok");
+}
+
+static void say_bytes(const unsigned char *p, long n)
+{
+	if (n < 0) {
+		printf("err %s\n", strerrorname_np(errno));
+		return;
+	}
+	if (n == 0)
+		fputs("eof", stdout);
+	for (long i = 0; i < n; i++)
+		printf("%02x", p[i]);
+	putchar('\n');
+}
+
+static size_t unhex(const char *hex)
+{
+	size_t n = 0;
+	unsigned v;
+
+	while (hex[2 * n] && hex[2 * n + 1] && sscanf(hex + 2 * n, "%2x", &v) == 1)
+		bytes[n++] = (unsigned char)v;
+	return n;
+}
+
+/* One at a time, in program order: the compiler must not gather or invent accesses. */
+static void load(unsigned char *to, const volatile unsigned char *from, size_t n)
+{
+	while (n--)
+		*to++ = *from++;
+}
+
+static void store(volatile unsigned char *to, const unsigned char *from, size_t n)
+{
+	while (n--)
+		*to++ = *from++;
+}
+
+static int mode_of(const char *s)
+{
+	bool r = strchr(s, 'r'), w = strchr(s, 'w') || strchr(s, 'a');
+
+	return (w ? r ? O_RDWR : O_WRONLY : O_RDONLY) | (strchr(s, 'c') ? O_CREAT : 0) |
+	       (strchr(s, 'x') ? O_EXCL : 0) | (strchr(s, 't') ? O_TRUNC : 0) |
+	       (strchr(s, 'a') ? O_APPEND : 0);
+}
+
+static void all_same(const volatile unsigned char *p, size_t n)
+{
+	unsigned char first = p[0];
+
+	for (size_t i = 1; i < n; i++) {
+		unsigned char b = p[i];
+		if (b != first) {
+			printf("mixed at %zu: %02x\n", i, b);
+			return;
+		}
+	}
+	printf("%02x\n", first);
+}
+
+static void spin(const volatile unsigned char *p, unsigned char want)
+{
+	time_t end = time(NULL) + SPIN_SECONDS;
+
+	while (*p != want) {
+		if (time(NULL) > end) {
+			printf("still %02x\n", *p);
+			return;
+		}
+	}
+	puts("ok");
+}
+
+static bool obey(char *s);
+
+static void in_child(char *s)
+{
+	int status;
+
+	fflush(stdout);
+	pid_t pid = fork();
+	if (pid == 0) {
+		obey(s);
+		fflush(stdout);
+		_exit(0);
+	}
+	if (pid < 0)
+		say_ok(-1);
+	else if (waitpid(pid, &status, 0) != pid || status != 0)
+		printf("child ended with %#x\n", status);
+}
+
+static void obey_file(const char *cmd, int f, char *rest)
+{
+	struct stat st;
+	long long a = 0, b = 0;
+	char *hex = strrchr(rest, ' ');
+
+	sscanf(rest, "%lld %lld", &a, &b);
+	hex = hex ? hex + 1 : rest;
+	if (strcmp(cmd, "close") == 0)
+		say_ok(close(fds[f]));
+	else if (strcmp(cmd, "size") == 0 && fstat(fds[f], &st) == 0)
+		printf("%lld\n", (long long)st.st_size);
+	else if (strcmp(cmd, "fsync") == 0)
+		say_ok(fsync(fds[f]));
+	else if (strcmp(cmd, "fdatasync") == 0)
+		say_ok(fdatasync(fds[f]));
+	else if (strcmp(cmd, "truncate") == 0)
+		say_ok(ftruncate(fds[f], a));
+	else if (strcmp(cmd, "punch") == 0)
+		say_ok(fallocate(fds[f], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, a, b));
+	else if (strcmp(cmd, "seek") == 0)
+		say_ok((long)lseek(fds[f], a, SEEK_SET));
+	else if (strcmp(cmd, "read") == 0 && a >= 0 && a <= (long long)sizeof(answer))
+		say_bytes(answer, read(fds[f], answer, (size_t)a));
+	else if (strcmp(cmd, "pread") == 0 && a >= 0 && a <= (long long)sizeof(answer))
+		say_bytes(answer, pread(fds[f], answer, (size_t)a, b));
+	else if (strcmp(cmd, "write") == 0) {
+		size_t n = unhex(hex);
+		say_ok(write(fds[f], bytes, n) == (ssize_t)n ? 0 : -1);
+	} else if (strcmp(cmd, "pwrite") == 0) {
+		size_t n = unhex(hex);
+		say_ok(pwrite(fds[f], bytes, n, a) == (ssize_t)n ? 0 : -1);
+	} else {
+		puts("err unknown command");
+	}
+}
+
+static void obey_map(const char *cmd, int m, char *rest)
+{
+	long long a = 0, b = 0;
+	unsigned byte = 0;
+	char *hex = strrchr(rest, ' ');
+
+	sscanf(rest, "%lld %lld %x", &a, &b, &byte);
+	if (!maps[m].p) {
+		puts("err no such mapping");
+	} else if (strcmp(cmd, "unmap") == 0) {
+		say_ok(munmap(maps[m].p, maps[m].len));
+		maps[m].p = NULL;
+	} else if (strcmp(cmd, "msync") == 0) {
+		say_ok(msync(maps[m].p, maps[m].len, strstr(rest, "async") ? MS_ASYNC : MS_SYNC));
+	} else if (strcmp(cmd, "load") == 0 && b > 0 && b <= (long long)sizeof(answer)) {
+		load(answer, maps[m].p + a, (size_t)b);
+		say_bytes(answer, b);
+	} else if (strcmp(cmd, "store") == 0 && hex) {
+		store(maps[m].p + a, bytes, unhex(hex + 1));
+		puts("ok");
+	} else if (strcmp(cmd, "fill") == 0) {
+		memset(maps[m].p + a, (int)byte, (size_t)b);
+		puts("ok");
+	} else if (strcmp(cmd, "all") == 0 && b > 0) {
+		all_same(maps[m].p + a, (size_t)b);
+	} else if (strcmp(cmd, "spin") == 0) {
+		sscanf(rest, "%*d %x", &byte);
+		spin(maps[m].p + a, (unsigned char)byte);
+	} else {
+		puts("err unknown command");
+	}
+}
+
+/* Returns false when there is nothing more to do. */
+static bool obey(char *s)
+{
+	char cmd[16] = "", name[4096], mode[16];
+	struct stat st;
+	int n = 0, i = 0, f;
+	long long off, len;
+
+	if (sscanf(s, "%15s %n%d %n", cmd, &n, &i, &n) < 1)
+		return true;
+	if (strcmp(cmd, "exit") == 0)
+		return false;
+	if (strcmp(cmd, "pid") == 0) {
+		printf("%d\n", getpid());
+	} else if (strcmp(cmd, "fork") == 0) {
+		in_child(s + 5);
+	} else if (strcmp(cmd, "stat") == 0) {
+		if (sscanf(s, "stat %4095s", name) != 1 || stat(name, &st))
+			say_ok(-1);
+		else
+			printf("%lld\n", (long long)st.st_size);
+	} else if (i < 0 || i >= N) {
+		puts("err bad number");
+	} else if (sscanf(s, "open %*d %4095s %15s", name, mode) == 2) {
+		fds[i] = open(name, mode_of(mode), 0644);
+		say_ok(fds[i]);
+	} else if (sscanf(s, "map %*d %d %15s %lld %lld", &f, mode, &off, &len) == 4 && f >= 0 &&
+		   f < N) {
+		bool priv = *mode == 'p';
+		int prot = PROT_READ | (priv || mode[1] == 'w' ? PROT_WRITE : 0);
+		void *p =
+		    mmap(NULL, (size_t)len, prot, priv ? MAP_PRIVATE : MAP_SHARED, fds[f], off);
+		maps[i].p = p == MAP_FAILED ? NULL : p;
+		maps[i].len = (size_t)len;
+		say_ok(p == MAP_FAILED ? -1 : 0);
+	} else if (strstr(" unmap msync load store fill all spin ", cmd)) {
+		guarded = 1;
+		if (sigsetjmp(on_bus, 1) == 0)
+			obey_map(cmd, i, s + n);
+		else
+			puts("sigbus");
+		guarded = 0;
+	} else {
+		obey_file(cmd, i, s + n);
+	}
+	return true;
+}
+
+int main(void)
+{
+	struct sigaction sa = {.sa_handler = bus};
+
+	memset(fds, -1, sizeof(fds));
+	sigaction(SIGBUS, &sa, NULL);
+	while (fgets(line, sizeof(line), stdin)) {
+		line[strcspn(line, "\n")] = 0;
+		if (!obey(line))
+			break;
+		fflush(stdout);
+	}
+	return 0;
+}
