@@ -59,11 +59,14 @@ enum rf_op {
 	RF_OP_FALLOC = 7,
 	/* O_APPEND write; variable part: the bytes.  arg0: RF_FLUSH_DURABLE or 0.  ret0: offset. */
 	RF_OP_APPEND = 8,
-	/* The program closed its last use of the vnode.  No answer. */
+	/* The program closed its last use of the vnode and gives back arg0 RF_OP_OPEN replies (an open
+	 * that is under way in another thread keeps it held).  No answer. */
 	RF_OP_CLOSE = 9,
 	/* For `refault`: variable part: a word ("status", "ping", "stop").  Answer: text packets on the
 	 * same socket, then end of file. */
 	RF_OP_INFO = 10,
+	/* A fork child holds the vnode that its parent opened: count arg0 opens for it. -ESTALE: gone. */
+	RF_OP_ADOPT = 11,
 };
 
 enum { RF_FAULT_WRITE = 1, RF_FAULT_RANDOM = 2 /* no readahead */ };

@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * store.h - what refault-server asks of an engine: the thing that really keeps files.
+ *
+ * One struct store_ops an engine, as a kernel file system has its file_operations.  The engine that
+ * is built in, store_dir (tools/store/dir.c), serves a plain directory.  The server owns DataVersions,
+ * promises, leases, request ids and the order of changes; an engine owns names, bytes, rights, and
+ * knows when somebody else changed a file.
+ *
+ * Rules.
+ *
+ * Threads: every call may come from any thread, several at a time, but for these promises of the
+ * caller: changes (store, append, resize, punch) of one file come one at a time; forget comes when
+ * nothing else runs on that file; open, close, watch and watch_read come from one thread.  Reads do
+ * run beside a change; the server throws away what they read then.
+ *
+ * Waiting: with nowait, a call that would have to wait for a disk returns -EAGAIN and has done
+ * nothing; the server then repeats it without, in a pool thread.
+ *
+ * Rights: a call that takes a cred must succeed or fail as it would for a process with just these
+ * rights at this moment, whatever the engine could do itself, and whatever was allowed before.
+ *
+ * Whole or not at all: a change that returns an error has changed no byte and no size, unless it
+ * sets torn.
+ *
+ * Errors are -errno.
+ */
+#ifndef REFAULT_STORE_H
+#define REFAULT_STORE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "protocol.h"
+
+struct store_vol;  /* a served tree; the engine's own */
+struct store_file; /* a file that the server knows; the engine's own */
+
+/* Whose rights.  Made by store_cred_new, shared by reference: requests outlive connections. */
+struct store_cred {
+	_Atomic unsigned refs;
+	uint64_t serial; /* never 0, never used twice */
+	uid_t uid;
+	gid_t gid;
+	size_t ngroups;
+	gid_t groups[];
+};
+
+struct store_attr {
+	rf_fid fid;
+	uint64_t size;
+	uint64_t blocks;      /* of 512 bytes */
+	int64_t mtime, ctime; /* ns; every change of the content moves ctime, as far as the clock goes */
+	uint32_t mode, uid, gid, nlink;
+};
+
+/* A change: what is asked, and what became of it. */
+struct store_change {
+	/* store: ranges, data one after the other, clipped at end of file unless may_extend.
+	 * append: data.  punch: ranges[0].  Clipping writes to ranges and shortens nothing else:
+	 * data still goes by the lengths in asked. */
+	rf_range *ranges;
+	size_t nranges;
+	const unsigned char *data;
+	size_t len;
+	bool may_extend;
+
+	/* resize: to size; grow_only: never below what it is, allocating from alloc_off, and with
+	 * keep_size leaving the size alone. */
+	uint64_t size;
+	bool grow_only;
+	uint64_t alloc_off;
+	bool keep_size;
+
+	/* Out.  Valid after success, and after an error if touched. */
+	struct store_attr before; /* right before */
+	struct store_attr after;  /* right after */
+	uint64_t off;		  /* append: where */
+	bool touched;		  /* before and after are filled in */
+	bool torn;		  /* with an error: it could not be undone */
+};
+
+/* What watch reports. */
+enum {
+	STORE_CONTENT = 1, /* somebody else may have changed the content */
+	STORE_ATTR = 2,	   /* mode, owner or names changed; the content did not */
+	STORE_LOST = 4,	   /* file is NULL: reports were lost, look at every file */
+};
+typedef void store_changed_fn(void *arg, void *priv, unsigned what);
+
+struct store_ops {
+	const char *name;
+
+	/* Serve what is at `where`.  On error *why is a static text that says what is wrong. */
+	int (*open)(const char *where, struct store_vol **vol, const char **why);
+	/* All its files have been forgotten. */
+	void (*close)(struct store_vol *vol);
+
+	/*
+	 * The regular file at path, below the tree and never outside it.  flags: RF_LK_*; READ and
+	 * WRITE ask for these rights now; CREATE makes it with mode, as a file of cred.  -EISDIR for
+	 * a directory, -EINVAL for other things that are no regular file, -EACCES for a path that
+	 * leaves the tree.
+	 */
+	int (*lookup)(struct store_vol *vol, const struct store_cred *cred, const char *path,
+		      unsigned flags, unsigned mode, bool nowait, struct store_file **file,
+		      struct store_attr *attr);
+	void (*forget)(struct store_file *file);
+
+	/* Attributes.  Never waits for a disk: the file is held. */
+	int (*status)(struct store_file *file, struct store_attr *attr);
+
+	/* Bytes from off; fewer at end of file.  nowait and not all there: -EAGAIN. */
+	ssize_t (*read)(struct store_file *file, const struct store_cred *cred, void *buf,
+			size_t len, uint64_t off, bool nowait);
+
+	int (*store)(struct store_file *file, const struct store_cred *cred,
+		     struct store_change *change, bool nowait);
+	int (*append)(struct store_file *file, const struct store_cred *cred,
+		      struct store_change *change, bool nowait);
+	int (*resize)(struct store_file *file, const struct store_cred *cred,
+		      struct store_change *change, bool nowait);
+	int (*punch)(struct store_file *file, const struct store_cred *cred,
+		     struct store_change *change, bool nowait);
+
+	/* Make content and size durable.  Returns 1 at once if nothing here ever is (a tmpfs). */
+	bool (*never_durable)(struct store_vol *vol);
+	int (*sync)(struct store_file *file, const struct store_cred *cred);
+
+	/*
+	 * Reports of changes by others.  watch returns a descriptor that becomes readable when there
+	 * are some (then call watch_read, which calls fn for each), or -errno if this engine has to
+	 * be polled.  watch_file starts reporting on one file, with priv as its name; own changes
+	 * (through this table) are not reported.  What status says after watch_file returned is
+	 * either still so or will be reported.
+	 */
+	int (*watch)(struct store_vol *vol, store_changed_fn *fn, void *arg);
+	void (*watch_read)(struct store_vol *vol);
+	int (*watch_file)(struct store_file *file, void *priv);
+};
+
+extern const struct store_ops store_dir;
+
+/* NULL: out of memory. */
+struct store_cred *store_cred_new(uid_t uid, gid_t gid, const gid_t *groups, size_t ngroups);
+struct store_cred *store_cred_get(struct store_cred *cred);
+void store_cred_put(struct store_cred *cred);
+
+/*
+ * Make the calling thread act with these rights (NULL: the process's own) until the next call.
+ * -EACCES: this process may not, or it did not take effect.
+ */
+int store_cred_enter(const struct store_cred *cred);
+/* Whether this process can act for others at all (it runs as root). */
+bool store_cred_any(void);
+/* Give up what no peer may ever use through us.  Call once, before there are threads. */
+int store_cred_limit(void);
+
+#endif

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * ctx.h - the library's one context, and the one global that leads to it.
+ *
+ * Life: ctx_get() makes it on the first interposed call (other libraries' constructors may come
+ * before ours).  Until a volume is configured nothing else happens; until one is touched no agent
+ * is looked for, no handler installed, no memory mapped.
+ *
+ * Locks, outermost first: attach_lock -> lock.  Both block all signals and are taken by the fork
+ * handlers.  attach_lock may be held across the attach handshake; lock never across a request.
+ */
+#ifndef SHIM_CTX_H
+#define SHIM_CTX_H
+
+#include <refault/state.h>
+#include <refault/refault.h>
+#include <signal.h>
+
+#include "real.h"
+#include "sys.h"
+
+#define CTX_VOLUMES 32
+#define CTX_FDS (1u << 20)	/* descriptors that can be managed */
+#define CTX_FD_BASE 512		/* internal descriptors are at or above the soft limit or this */
+
+struct file;
+struct vnode;
+struct map_local;
+struct map_entry;
+
+/* conf, addr and name are constant; the rest is anchor.c's, valid once `ready` is seen set. */
+struct volume {
+	const char *conf; /* the path as configured, without trailing slashes */
+	size_t conf_len;
+	const char *addr; /* "unix:/run/x.sock" */
+	const char *name; /* export */
+	_Atomic uint32_t ready;
+	int err;	/* not 0: could not be resolved, -errno */
+	char *path;	/* resolved, absolute, no trailing slash ("" for the root) */
+	size_t path_len;
+	uint64_t dev; /* st_dev of the directory */
+};
+
+enum {
+	CTX_NO_CONTINUE_WP = 1, /* before 6.4, or REFAULT_DISABLE=continue-wp */
+	CTX_FAULT_THREAD = 2,	/* REFAULT_FAULTS=thread */
+};
+
+struct ctx {
+	struct real real;
+
+	/* configuration, constant after the start */
+	struct volume vol[CTX_VOLUMES];
+	uint32_t nvol; /* 0: the library only passes calls through */
+	int verbose;
+	uint32_t mode; /* CTX_* */
+
+	/* the agent */
+	struct sys_lock attach_lock;
+	_Atomic uint32_t attached; /* counts attaches; 0: not attached; odd values only when attached */
+	pid_t pid;		   /* that attached */
+	int (*clock)(clockid_t, struct timespec *); /* libc's own, whatever a program interposes */
+	int sock, hup;		   /* request socket; its closing tells the stripper */
+	int uffd, uffd_alias;	   /* -1: none yet.  Of the mappings; of the aliases (often the same) */
+	uint64_t uffd_features;
+	struct rf_proc *proc;
+	const struct rf_host *host;
+	struct rf_twins *twins;
+
+	/* descriptors and vnodes */
+	struct sys_lock lock;
+	struct file *_Atomic *_Atomic fds; /* CTX_FDS entries, sparse; NULL until one is managed */
+	_Atomic uint32_t fd_top;	   /* one above the highest ever entered */
+	struct file *file_pool;
+	struct vnode *vnode_pool;
+	_Atomic uint32_t nfiles, nvnodes; /* high-water marks of the pools */
+
+	/* mappings: rf_proc.map is the table; map_local what only this process knows of one */
+	_Atomic uintptr_t map_lo, map_hi; /* bounding box, empty: lo > hi */
+	struct map_local *local_pool;
+	_Atomic uint32_t strip_busy; /* the stripper is between reading the table and madvise */
+
+	bool fork_ready;
+	_Atomic uint32_t twin_near, twin_far; /* hints: where a free twin was last found */
+	struct {			     /* between the fork handlers, under both locks */
+		struct map_entry *e;
+		uint32_t n;
+		uint64_t bytes;
+		sys_mask m1, m2;
+	} fork;
+
+	/* SIGBUS stays the program's */
+	_Atomic uint32_t bus_installed;
+	struct sigaction user_bus;
+};
+
+extern struct ctx *rf_ctx __attribute__((visibility("hidden")));
+
+/* What ctx_get does the first time: symbols, configuration, inherited descriptors. */
+struct ctx *ctx_make(void);
+
+/* Never NULL.  Safe before our constructor, in handlers, from several threads at once. */
+static inline struct ctx *ctx_get(void)
+{
+	struct ctx *c = __atomic_load_n(&rf_ctx, __ATOMIC_ACQUIRE);
+	return __builtin_expect(c != NULL, 1) ? c : ctx_make();
+}
+
+#endif

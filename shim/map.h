@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * map.h - managed mappings.  The table (rf_proc.map) is shared with the agent, which needs the
+ * addresses to write-protect them; what only this process needs hangs off map_local.
+ */
+#ifndef SHIM_MAP_H
+#define SHIM_MAP_H
+
+#include "core.h"
+
+struct file;
+
+/* One mmap() call's worth; several table entries share it after a split. Pool, type-stable. */
+struct map_local {
+	_Atomic uint32_t refs;
+	struct vnode *vn;
+	uint64_t pgoff0, npages; /* what `copied` covers */
+	/*
+	 * MAP_PRIVATE: a bit a page, set before the page is un-protected for its first store.  From
+	 * then on it may be the program's own copy: never stripped, never protected again.
+	 */
+	_Atomic uint64_t *copied;
+	/* fault-around: where the next fault of a sequential reader would be, and how much to map */
+	_Atomic uint64_t next_page;
+	_Atomic uint32_t window;
+};
+
+/* A snapshot of a table entry. */
+struct map_entry {
+	uintptr_t start, end;
+	uint64_t pgoff;
+	uint32_t vnode, flags, local;
+	struct map_local *l;
+};
+
+/* The entry that holds addr.  False: none.  Async-signal-safe, no lock. *seq for map_moved. */
+bool map_find(struct ctx *c, uintptr_t addr, struct map_entry *e, uint32_t *seq);
+/* Entry i of the table as it is now; false past the end.  For walks, which may meet an entry twice or miss one that moves: see strip.c. */
+bool map_at(struct ctx *c, uint32_t i, struct map_entry *e, uint32_t *seq);
+static inline bool map_moved(const struct ctx *c, uint32_t seq)
+{
+	return atomic_load_explicit(&c->proc->map_seq, memory_order_acquire) != seq;
+}
+static inline bool map_copied(const struct map_local *l, uint64_t page)
+{
+	uint64_t i = page - l->pgoff0;
+	return l->copied && (atomic_load(&l->copied[i / 64]) >> i % 64 & 1);
+}
+
+void *map_mmap(struct ctx *c, struct file *f, void *addr, size_t len, int prot, int flags,
+	       uint64_t off);
+int map_munmap(struct ctx *c, void *addr, size_t len);
+void *map_mremap(struct ctx *c, void *addr, size_t old_len, size_t new_len, int flags, void *to);
+int map_mprotect(struct ctx *c, void *addr, size_t len, int prot);
+int map_madvise(struct ctx *c, void *addr, size_t len, int advice);
+int map_msync(struct ctx *c, void *addr, size_t len, int flags);
+int map_mlock(struct ctx *c, const void *addr, size_t len, bool on, unsigned flags);
+/* mmap() of something else over managed mappings (MAP_FIXED): forget them first. */
+int map_forget(struct ctx *c, void *addr, size_t len);
+
+/* Fork: copy the table before, build everything anew in the child. */
+int map_fork_prepare(struct ctx *c);
+void map_fork_parent(struct ctx *c);
+int map_fork_child(struct ctx *c);
+
+/* Resolve one fault; see fault.c. */
+int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_mask mask);
+
+#endif

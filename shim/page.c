@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * page.c - page words from the program's side: mkwrite and its twins, waiting, and the copy that
+ * survives holes (DESIGN 11, steps 3 to 5).
+ *
+ *	UPTODATE: take a free twin, copy the page from the alias, CAS -> DIRTY|twin.
+ *	Lost the CAS: give the twin back, look again.
+ *
+ * The twin is complete before the CAS, so that a program that dies at any point leaves either a
+ * clean page and an unreferenced twin (the agent frees it) or a dirty page with a good twin.
+ * `dirtied` is set before the CAS and with the slot held; the agent clears it before it scans and
+ * sets it again if a slot names the vnode: so it is never clear over a dirty page.
+ *
+ * Counters: mkwrite, mkwrite-lost, writeback-wait.
+ * Locks: the caller's slot; twins by CAS on their owner word.
+ */
+#include <string.h>
+
+#include "core.h"
+
+/*
+ * Programs start in different places of the pool, and go round in a window that fits the caches
+ * before they touch new pages of it.  The hints only save probes; races on them are harmless.
+ */
+#define TWIN_WINDOW 1024u
+
+static int twin_try(struct ctx *c, uint32_t i)
+{
+	uint32_t z = 0;
+
+	return atomic_load_explicit(&c->twins->owner[i], memory_order_relaxed) == 0 &&
+	       atomic_compare_exchange_strong(&c->twins->owner[i], &z, c->proc->id);
+}
+
+static int twin_get(struct ctx *c)
+{
+	uint32_t n = c->twins->n, win = n < TWIN_WINDOW ? n : TWIN_WINDOW;
+	uint32_t home = (uint32_t)((uint64_t)c->proc->id * TWIN_WINDOW % n);
+	uint32_t at = atomic_load_explicit(&c->twin_near, memory_order_relaxed);
+
+	for (uint32_t k = 0; k < win; k++) {
+		uint32_t i = (home + (at + k) % win) % n;
+
+		if (twin_try(c, i)) {
+			atomic_store_explicit(&c->twin_near, at + k + 1, memory_order_relaxed);
+			return (int)i;
+		}
+	}
+	at = atomic_load_explicit(&c->twin_far, memory_order_relaxed);
+	for (uint32_t k = 0; k < n; k++) {
+		uint32_t i = (home + win + (at + k) % n) % n;
+
+		if (twin_try(c, i)) {
+			atomic_store_explicit(&c->twin_far, at + k + 1, memory_order_relaxed);
+			return (int)i;
+		}
+	}
+	return -ENOMEM;
+}
+
+static void twin_put(struct ctx *c, uint32_t i)
+{
+	atomic_store_explicit(&c->twins->owner[i], 0, memory_order_release);
+}
+
+int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t *seen)
+{
+	rf_word *word = vnode_word(vn, page);
+	const char *alias = atomic_load(&vn->alias);
+
+	for (;;) {
+		uint64_t w = atomic_load(word);
+		int t;
+
+		switch (rf_w_state(w)) {
+		case RF_PG_DIRTY:
+			return 0;
+		case RF_PG_UPTODATE:
+			break;
+		case RF_PG_EMPTY:
+			return -EFAULT;
+		default:
+			*seen = w;
+			return -EAGAIN;
+		}
+		t = twin_get(c);
+		if (t < 0)
+			return t;
+		if (page_copy(rf_twin(c->twins, (uint32_t)t), alias + page * RF_PAGE_SIZE,
+			      RF_PAGE_SIZE)) {
+			/* A hole under an UPTODATE word: being dropped, or somebody punched the cache. */
+			twin_put(c, (uint32_t)t);
+			if (atomic_load(word) == w)
+				return -EFAULT;
+			continue;
+		}
+		atomic_store(&atomic_load(&vn->st)->dirtied, 1);
+		if (atomic_compare_exchange_strong(
+			word, &w,
+			rf_w_clean(w, RF_PG_DIRTY, 0) | (uint64_t)(uint32_t)t << RF_W_TWIN_SHIFT)) {
+			count(c, RF_R_MKWRITE);
+			return 0;
+		}
+		twin_put(c, (uint32_t)t);
+		count(c, RF_R_MKWRITE_LOST);
+	}
+}
+
+void page_wait(struct vnode *vn, uint64_t page, uint64_t seen)
+{
+	rf_word *word = vnode_word(vn, page);
+
+	if (atomic_load(word) == seen)
+		sys_futex_wait(sys_word_futex(word), (uint32_t)seen, 100);
+}
+
+int page_reclaim(struct ctx *c, sys_mask mask)
+{
+	const uint64_t arg[4] = {0};
+
+	return agent_request(c, RF_OP_FLUSH, 0, arg, NULL, 0, NULL, mask);
+}
+
+void page_mark_written(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t off, uint32_t len,
+		       const void *bytes)
+{
+	uint64_t w = atomic_load(vnode_word(vn, page));
+	const unsigned char *src = bytes;
+	unsigned char *twin;
+
+	/* A flush that did not wait for this slot has taken the bytes by their difference. */
+	if (rf_w_state(w) != RF_PG_DIRTY || rf_w_twin(w) >= c->twins->n)
+		return;
+	twin = (unsigned char *)rf_twin(c->twins, rf_w_twin(w)) + off;
+	for (uint32_t i = 0; i < len; i++)
+		twin[i] = (unsigned char)~src[i];
+}
+
+/*
+ * `rep movsb` keeps its progress in registers: the handler, on a fault in the alias while the
+ * instruction pointer is here, jumps to page_copy_end, and rcx says what is left.
+ */
+#if defined(__x86_64__)
+__attribute__((noinline)) size_t page_copy(void *dst, const void *src, size_t n)
+{
+	__asm__ volatile(".globl page_copy_insn, page_copy_end\n"
+			 ".hidden page_copy_insn, page_copy_end\n"
+			 "page_copy_insn: rep movsb\n"
+			 "page_copy_end:"
+			 : "+D"(dst), "+S"(src), "+c"(n)
+			 :
+			 : "memory");
+	return n;
+}
+#else
+__attribute__((noinline)) size_t page_copy(void *dst, const void *src, size_t n)
+{
+	uint64_t tmp;
+	__asm__ volatile(".globl page_copy_insn, page_copy_end\n"
+			 ".hidden page_copy_insn, page_copy_end\n"
+			 "page_copy_insn:\n"
+			 "1: cbz %2, page_copy_end\n"
+			 "   ldrb %w3, [%1], #1\n"
+			 "   strb %w3, [%0], #1\n"
+			 "   sub %2, %2, #1\n"
+			 "   b 1b\n"
+			 "page_copy_end:"
+			 : "+r"(dst), "+r"(src), "+r"(n), "=&r"(tmp)
+			 :
+			 : "memory");
+	return n;
+}
+#endif

@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * strip.c - the stripper: a process of its own that shares the program's memory.
+ *
+ * It is made by clone(CLONE_VM) with no exit signal, in a process group of its own: it runs on while
+ * the program is stopped, and the program's wait() calls never see it.  It has its own descriptor
+ * table, emptied of all but four: the agent's socket, the userfaultfd, the read end of a pipe whose
+ * write end only the program holds (hang-up: the program has exec'd or is gone), and the program's
+ * pidfd.  It goes when any of these says so, for it pins the address space.
+ *
+ * Orders (struct rf_strip) are carried out in order and sent back when done.  Before a range is
+ * stripped it is write-protected: ENOENT says that a raw munmap or mmap took (part of) it away, and
+ * what is there now is not ours to touch.
+ *
+ * Between orders it watches the lease: when the promise of a mapped file runs out (the agent is
+ * stuck or gone) it strips that file by itself; and when the machine was suspended, which the
+ * promise's clock does not count, it takes the promises back and strips everything.
+ *
+ * It shares the thread-local storage of the thread that made it, so it uses no libc at all.
+ *
+ * Counters: strip-done.
+ * Locks: none; strip_busy while it acts on what it read from the table.
+ */
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/timerfd.h>
+
+#include "file.h"
+#include "map.h"
+
+#define STACK (64u * 1024)
+
+struct stripper {
+	struct ctx *c;
+	struct rf_proc *proc;
+	int sock, uffd, hup, pidfd;
+};
+
+/* ---- stripping ---- */
+
+static void zap(uintptr_t start, uint64_t len)
+{
+	if (rf_syscall(SYS_madvise, start, len, MADV_DONTNEED) == -EINVAL)
+		rf_syscall(SYS_madvise, start, len, MADV_DONTNEED_LOCKED);
+}
+
+/* Strip what of [start, start + len) is still registered; halve around what is not. */
+static void strip_range(const struct stripper *s, uintptr_t start, uint64_t len)
+{
+	int r;
+
+	do
+		r = rf_uffd_wp(s->uffd, start, len, 1);
+	while (r == -EAGAIN);
+	if (r == 0) {
+		zap(start, len);
+	} else if (len > RF_PAGE_SIZE) {
+		uint64_t half = (len / 2 + RF_PAGE_SIZE - 1) & ~(RF_PAGE_SIZE - 1);
+		strip_range(s, start, half);
+		strip_range(s, start + half, len - half);
+	}
+}
+
+static void strip_entry(const struct stripper *s, const struct map_entry *e)
+{
+	uint64_t n = (e->end - e->start) >> RF_PAGE_SHIFT, i = 0, j;
+
+	if (e->flags & RF_MAP_SHARED) {
+		strip_range(s, e->start, e->end - e->start);
+		return;
+	}
+	while (i < n) { /* all but the program's own copies */
+		for (; i < n && map_copied(e->l, e->pgoff + i); i++)
+			;
+		for (j = i; j < n && !map_copied(e->l, e->pgoff + j); j++)
+			;
+		if (j > i)
+			strip_range(s, e->start + i * RF_PAGE_SIZE, (j - i) * RF_PAGE_SIZE);
+		i = j;
+	}
+}
+
+/*
+ * Strip every mapping of vnode (0: all).  Walks by address, so that a table that changes under the
+ * walk costs a second visit at most: what is mapped after the order came has no PTE of before it.
+ */
+static void strip_vnode(const struct stripper *s, uint32_t vnode)
+{
+	struct ctx *c = s->c;
+	uintptr_t at = 0;
+	struct map_entry e;
+	uint32_t seq;
+
+	for (uint32_t i = 0;; i++) {
+		atomic_store(&c->strip_busy, 1);
+		atomic_thread_fence(memory_order_seq_cst);
+		bool more = map_at(c, i, &e, &seq);
+		if (more && e.start >= at) {
+			if (!vnode || e.vnode == vnode) {
+				strip_entry(s, &e);
+				count(c, RF_R_STRIP_DONE);
+			}
+			at = e.end;
+		}
+		atomic_store(&c->strip_busy, 0);
+		if (!more)
+			return;
+		if (map_moved(c, seq)) { /* find our place again */
+			for (i = 0; map_at(c, i, &e, &seq) && e.start < at; i++)
+				;
+			i--;
+		}
+	}
+}
+
+/* ---- leases ---- */
+
+static uint64_t now_ns(clockid_t clk)
+{
+	struct timespec t = {0};
+	rf_syscall(SYS_clock_gettime, clk, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* Strip files whose promise ran out; ns until the next one does, 0 if there is none. */
+static uint64_t watch_leases(const struct stripper *s, uint64_t *last)
+{
+	uint64_t now = now_ns(CLOCK_MONOTONIC), next = UINT64_MAX;
+	struct map_entry e;
+	uint32_t seq;
+
+	for (uint32_t i = 0; map_at(s->c, i, &e, &seq); i++) {
+		struct rf_vnode *st = atomic_load(&e.l->vn->st);
+		uint64_t until = st ? atomic_load(&st->cb_expires_at) : 0;
+
+		if (!until)
+			continue;
+		if (until > now)
+			next = until < next ? until : next;
+		else if (until > *last)
+			strip_vnode(s, e.vnode);
+	}
+	*last = now;
+	return next == UINT64_MAX ? 0 : next - now;
+}
+
+/* The machine slept: no promise of before it holds. */
+static void after_suspend(const struct stripper *s)
+{
+	struct map_entry e;
+	uint32_t seq;
+
+	for (uint32_t i = 0; map_at(s->c, i, &e, &seq); i++) {
+		struct rf_vnode *st = atomic_load(&e.l->vn->st);
+		if (st)
+			atomic_store(&st->cb_expires_at, 0);
+	}
+	strip_vnode(s, 0);
+}
+
+/* ---- the process ---- */
+
+static void close_others(struct stripper *s)
+{
+	int keep[4] = {s->sock, s->uffd, s->hup, s->pidfd};
+	unsigned from = 0;
+
+	for (;;) {
+		int next = -1;
+		for (int i = 0; i < 4; i++)
+			if (keep[i] >= (int)from && (next < 0 || keep[i] < next))
+				next = keep[i];
+		if (next < 0)
+			break;
+		if ((unsigned)next > from)
+			rf_syscall(SYS_close_range, from, next - 1, 0);
+		from = (unsigned)next + 1;
+	}
+	rf_syscall(SYS_close_range, from, ~0u, 0);
+}
+
+static int strip_main(void *arg)
+{
+	/* On the stack: the maker goes on as soon as clone returns. */
+	struct stripper self = *(struct stripper *)arg, *s = &self;
+	int64_t asleep = (int64_t)(now_ns(CLOCK_BOOTTIME) - now_ns(CLOCK_MONOTONIC)), a;
+	uint64_t last = now_ns(CLOCK_MONOTONIC), wait;
+	struct rf_strip order;
+
+	rf_syscall(SYS_setpgid, 0, 0);
+	rf_syscall(SYS_prctl, PR_SET_NAME, "refault-strip");
+	close_others(s);
+	int tfd = (int)rf_syscall(SYS_timerfd_create, CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK);
+	for (;;) {
+		struct pollfd p[4] = {{.fd = s->sock, .events = POLLIN},
+				      {.fd = s->hup, .events = POLLIN},
+				      {.fd = s->pidfd, .events = POLLIN},
+				      {.fd = tfd, .events = POLLIN}};
+		struct itimerspec it = {0};
+
+		wait = watch_leases(s, &last);
+		it.it_value.tv_sec = (time_t)(wait / 1000000000u);
+		it.it_value.tv_nsec = (long)(wait % 1000000000u);
+		rf_syscall(SYS_timerfd_settime, tfd, 0, &it, 0);
+		rf_syscall(SYS_ppoll, p, 4, 0, 0, 0);
+		if (p[1].revents || p[2].revents)
+			break;
+		a = (int64_t)(now_ns(CLOCK_BOOTTIME) - now_ns(CLOCK_MONOTONIC));
+		if (a - asleep > 100000000) {
+			asleep = a;
+			after_suspend(s);
+		}
+		while (rf_syscall(SYS_recvfrom, s->sock, &order, sizeof(order), MSG_DONTWAIT, 0, 0) ==
+		       sizeof(order)) {
+			strip_vnode(s, order.vnode);
+			atomic_store(&s->proc->strip_ack, order.seq);
+			rf_syscall(SYS_sendto, s->sock, &order, sizeof(order), MSG_NOSIGNAL, 0, 0);
+		}
+		if (p[0].revents & (POLLHUP | POLLERR)) {
+			/* Agent and supervisor are gone: nobody will tell us of changes any more. */
+			after_suspend(s);
+			p[0].fd = -1;
+			s->sock = -1;
+		}
+	}
+	rf_syscall(SYS_exit, 0);
+	return 0;
+}
+
+int strip_start(struct ctx *c, int sock)
+{
+	struct stripper s = {.c = c, .proc = c->proc, .sock = sock, .uffd = c->uffd};
+	int pipe[2] = {-1, -1}, r;
+	char *stack;
+	sys_mask m;
+
+	r = (int)rf_syscall(SYS_pipe2, pipe, O_CLOEXEC);
+	if (r)
+		return r;
+	s.pidfd = (int)rf_syscall(SYS_pidfd_open, c->pid, 0);
+	r = s.pidfd;
+	if (s.pidfd < 0)
+		goto fail;
+	/* The stack also holds `s` for the start; both are never given back: the stripper lives as
+	 * long as the program does. */
+	stack = sys_mmap(NULL, STACK, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	r = (int)(long)stack;
+	if (sys_err(stack))
+		goto fail;
+	s.hup = pipe[0];
+	*(struct stripper *)(void *)stack = s;
+	m = sys_block_all();
+	r = clone(strip_main, stack + STACK, CLONE_VM, stack);
+	r = r < 0 ? -errno : 0;
+	sys_setmask(m);
+	if (r) {
+		rf_syscall(SYS_munmap, stack, STACK);
+		goto fail;
+	}
+	rf_syscall(SYS_close, s.pidfd);
+	rf_syscall(SYS_close, pipe[0]);
+	c->hup = fd_hide(c, pipe[1]);
+	return 0;
+fail:
+	if (s.pidfd >= 0)
+		rf_syscall(SYS_close, s.pidfd);
+	rf_syscall(SYS_close, pipe[0]);
+	rf_syscall(SYS_close, pipe[1]);
+	return r;
+}
