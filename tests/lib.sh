@@ -10,6 +10,8 @@
 #	$T/A, $T/B	scripts: run a program on that host under the library
 #	$T/rawA, rawB	the same without the library
 #
+# REFAULT_VARIANT=@nobody runs the programs and agents of both hosts as nobody; the server stays root.
+#
 # A test script sources this file, fills $T/vol, calls start_server and make_hosts, then states what
 # holds with `ok`, `not_ok` and `skip` (or `check NAME COMMAND...`), and ends with `finish`.
 #
@@ -102,6 +104,25 @@ stop_server() {
 	SERVER=
 }
 
+# The programs where nobody can run them, too.
+private_bin() {
+	local f
+	mkdir -p "$T/bin/tests"
+	for f in refault refault-agent librefault.so mmapcoh; do cp "$BIN/$f" "$T/bin/"; done
+	for f in "$BIN"/tests/*; do [ -d "$f" ] || cp "$f" "$T/bin/tests/"; done
+	BIN=$T/bin
+}
+
+AS=()
+if [ "$VARIANT" = @nobody ]; then
+	if [ "$(id -u)" -ne 0 ]; then
+		skip "${0##*/}" "needs root to become nobody; the plain run was unprivileged already"
+		rm -rf "$T"
+		exit 0
+	fi
+	AS=(setpriv --reuid=65534 --regid=65534 --clear-groups --)
+fi
+
 VOLUMES() { echo "$T/vol=unix:$SOCK,name=vol"; }
 
 # wrapper NAME RUNTIME COMMAND-PREFIX...
@@ -119,6 +140,10 @@ wrapper() {
 # make_hosts: freeze $T/vol for host B, make both hosts.
 make_hosts() {
 	local line enter
+	if [ ${#AS[@]} -gt 0 ]; then
+		"${AS[@]}" test -x "$BIN/refault" -a -r "$BIN/librefault.so" || private_bin
+		chown -R 65534:65534 "$T/vol"
+	fi
 	cp -a "$T/vol/." "$T/stale/"
 	mkfifo "$T/holder.in" "$T/holder.out"
 	local as=() user=()
@@ -134,10 +159,11 @@ make_hosts() {
 	IFS= read -r -t 10 line <&"$holder_out" || line='no answer'
 	[ "$line" = ready ] || die "host B has no mount namespace: $line"
 	mkdir -m 700 "$T/a" "$T/b"
-	wrapper A "$T/a" "$BIN/refault run --"
-	wrapper B "$T/b" "$enter $BIN/refault run --"
-	wrapper rawA "$T/a"
-	wrapper rawB "$T/b" "$enter"
+	[ ${#AS[@]} -eq 0 ] || chown 65534:65534 "$T/a" "$T/b"
+	wrapper A "$T/a" "${AS[@]}" "$BIN/refault run --"
+	wrapper B "$T/b" "$enter" "${AS[@]}" "$BIN/refault run --"
+	wrapper rawA "$T/a" "${AS[@]}"
+	wrapper rawB "$T/b" "$enter" "${AS[@]}"
 }
 
 on() {
@@ -148,7 +174,7 @@ raw() {
 }
 runtime() { echo "$T/$(echo "$1" | tr 'AB' 'ab')"; }
 status() {
-	REFAULT_RUNTIME_DIR=$(runtime "$1") timeout 20 "$BIN/refault" status
+	REFAULT_RUNTIME_DIR=$(runtime "$1") "${AS[@]}" timeout 20 "$BIN/refault" status
 }
 # counter HOST NAME: what `refault status` counted; 0 if it is not listed.
 counter() {
@@ -240,7 +266,7 @@ cleanup() {
 		[ -d "$(runtime $h)" ] || continue
 		p=$(agent_pids $h)
 		[ -n "$p" ] || continue
-		REFAULT_RUNTIME_DIR=$(runtime $h) timeout 3 "$BIN/refault" stop >/dev/null 2>&1
+		REFAULT_RUNTIME_DIR=$(runtime $h) "${AS[@]}" timeout 3 "$BIN/refault" stop >/dev/null 2>&1
 		for p in $(agent_pids $h); do kill -9 "$p" 2>/dev/null; done
 	done
 	stop_server KILL

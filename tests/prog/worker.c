@@ -12,6 +12,8 @@
  *	unmap M | msync M [async] | load M OFF LEN | store M OFF HEX | fill M OFF LEN BYTE
  *	all M OFF LEN		the one byte that OFF..LEN is made of, or "mixed at OFFSET: BYTE"
  *	spin M OFF BYTE		load until it is BYTE
+ *	mremap M LEN		may move | mprotect M r|rw | dontneed M
+ *	die M OFF		a child without handler loads; says which signal ended it
  *	fork COMMAND...		a child of this very process obeys it, answers, and is gone
  *	pid | exit
  */
@@ -150,6 +152,25 @@ static void in_child(char *s)
 		printf("child ended with %#x\n", status);
 }
 
+static void die(const volatile unsigned char *p)
+{
+	int status;
+
+	fflush(stdout);
+	pid_t pid = fork();
+	if (pid == 0) {
+		signal(SIGBUS, SIG_DFL);
+		(void)*p;
+		_exit(0);
+	}
+	if (pid < 0 || waitpid(pid, &status, 0) != pid)
+		say_ok(-1);
+	else if (WIFSIGNALED(status))
+		printf("SIG%s\n", sigabbrev_np(WTERMSIG(status)));
+	else
+		printf("exit %d\n", WEXITSTATUS(status));
+}
+
 static void obey_file(const char *cmd, int f, char *rest)
 {
 	struct stat st;
@@ -212,6 +233,20 @@ static void obey_map(const char *cmd, int m, char *rest)
 		puts("ok");
 	} else if (strcmp(cmd, "all") == 0 && b > 0) {
 		all_same(maps[m].p + a, (size_t)b);
+	} else if (strcmp(cmd, "mremap") == 0) {
+		void *p = mremap(maps[m].p, maps[m].len, (size_t)a, MREMAP_MAYMOVE);
+		if (p != MAP_FAILED) {
+			maps[m].p = p;
+			maps[m].len = (size_t)a;
+		}
+		say_ok(p == MAP_FAILED ? -1 : 0);
+	} else if (strcmp(cmd, "mprotect") == 0) {
+		say_ok(mprotect(maps[m].p, maps[m].len,
+				strchr(rest, 'w') ? PROT_READ | PROT_WRITE : PROT_READ));
+	} else if (strcmp(cmd, "dontneed") == 0) {
+		say_ok(madvise(maps[m].p, maps[m].len, MADV_DONTNEED));
+	} else if (strcmp(cmd, "die") == 0) {
+		die(maps[m].p + a);
 	} else if (strcmp(cmd, "spin") == 0) {
 		sscanf(rest, "%*d %x", &byte);
 		spin(maps[m].p + a, (unsigned char)byte);
@@ -255,7 +290,8 @@ static bool obey(char *s)
 		maps[i].p = p == MAP_FAILED ? NULL : p;
 		maps[i].len = (size_t)len;
 		say_ok(p == MAP_FAILED ? -1 : 0);
-	} else if (strstr(" unmap msync load store fill all spin ", cmd)) {
+	} else if (strstr(" unmap msync load store fill all spin mremap mprotect dontneed die ",
+			  cmd)) {
 		guarded = 1;
 		if (sigsetjmp(on_bus, 1) == 0)
 			obey_map(cmd, i, s + n);
