@@ -502,7 +502,7 @@ int fault_install(struct ctx *c)
 		c->user_bus.sa_handler = (void (*)(int))(uintptr_t)old.handler;
 		c->user_bus.sa_flags = (int)old.flags & ~0x04000000; /* SA_RESTORER */
 		memcpy(&c->user_bus.sa_mask, &old.mask, sizeof(old.mask));
-		sigfillset(&sa.sa_mask);
+		memset(&sa.sa_mask, 0xff, sizeof(sa.sa_mask)); /* libc's own signals, too */
 		sigdelset(&sa.sa_mask, SIGBUS);
 		if (c->real.sigaction(SIGBUS, &sa, NULL))
 			return -errno;

@@ -102,21 +102,20 @@ bool map_find(struct ctx *c, uintptr_t addr, struct map_entry *e, uint32_t *seq)
 	}
 }
 
-bool map_at(struct ctx *c, uint32_t i, struct map_entry *e, uint32_t *seq)
+int map_try(struct ctx *c, uint32_t i, struct map_entry *e, uint32_t *seq)
 {
-	for (;;) {
-		uint32_t s = seq_begin(c);
-		bool hit = i < atomic_load_explicit(&c->proc->nmaps, memory_order_relaxed) &&
-			   i < RF_MAPS;
+	uint32_t s = atomic_load_explicit(&c->proc->map_seq, memory_order_acquire);
+	bool hit = i < atomic_load_explicit(&c->proc->nmaps, memory_order_relaxed) && i < RF_MAPS;
 
-		if (hit)
-			entry_load(c, i, e);
-		atomic_thread_fence(memory_order_acquire);
-		if (map_moved(c, s))
-			continue;
-		*seq = s;
-		return hit && e->l;
-	}
+	if (s & 1)
+		return -EAGAIN;
+	if (hit)
+		entry_load(c, i, e);
+	atomic_thread_fence(memory_order_acquire);
+	if (map_moved(c, s))
+		return -EAGAIN;
+	*seq = s;
+	return hit && e->l;
 }
 
 static void change_begin(struct ctx *c)
@@ -565,12 +564,13 @@ static int for_pieces(struct ctx *c, const void *addr, size_t len, piece_fn fn, 
 	int r = 0;
 
 	while (!r && at < end) {
-		uint32_t i;
-		do {
-			seq = seq_begin(c);
-			i = lower(c, at);
-		} while (map_moved(c, seq));
-		if (!map_at(c, i, &e, &seq) || e.start >= end)
+		int hit = map_try(c, lower(c, at), &e, &seq);
+
+		if (hit < 0) {
+			rf_syscall(SYS_sched_yield);
+			continue;
+		}
+		if (!hit || e.start >= end)
 			break;
 		if (e.end <= at)
 			continue; /* the table moved in between */

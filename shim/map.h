@@ -35,8 +35,8 @@ struct map_entry {
 
 /* The entry that holds addr.  False: none.  Async-signal-safe, no lock. *seq for map_moved. */
 bool map_find(struct ctx *c, uintptr_t addr, struct map_entry *e, uint32_t *seq);
-/* Entry i of the table as it is now; false past the end.  For walks, which may meet an entry twice or miss one that moves: see strip.c. */
-bool map_at(struct ctx *c, uint32_t i, struct map_entry *e, uint32_t *seq);
+/* Entry i of the table as it is now: 1; 0 past the end; -EAGAIN: it is just changing. */
+int map_try(struct ctx *c, uint32_t i, struct map_entry *e, uint32_t *seq);
 static inline bool map_moved(const struct ctx *c, uint32_t seq)
 {
 	return atomic_load_explicit(&c->proc->map_seq, memory_order_acquire) != seq;

@@ -84,41 +84,6 @@ static void strip_entry(const struct stripper *s, const struct map_entry *e)
 	}
 }
 
-/*
- * Strip every mapping of vnode (0: all).  Walks by address, so that a table that changes under the
- * walk costs a second visit at most: what is mapped after the order came has no PTE of before it.
- */
-static void strip_vnode(const struct stripper *s, uint32_t vnode)
-{
-	struct ctx *c = s->c;
-	uintptr_t at = 0;
-	struct map_entry e;
-	uint32_t seq;
-
-	for (uint32_t i = 0;; i++) {
-		atomic_store(&c->strip_busy, 1);
-		atomic_thread_fence(memory_order_seq_cst);
-		bool more = map_at(c, i, &e, &seq);
-		if (more && e.start >= at) {
-			if (!vnode || e.vnode == vnode) {
-				strip_entry(s, &e);
-				count(c, RF_R_STRIP_DONE);
-			}
-			at = e.end;
-		}
-		atomic_store(&c->strip_busy, 0);
-		if (!more)
-			return;
-		if (map_moved(c, seq)) { /* find our place again */
-			for (i = 0; map_at(c, i, &e, &seq) && e.start < at; i++)
-				;
-			i--;
-		}
-	}
-}
-
-/* ---- leases ---- */
-
 static uint64_t now_ns(clockid_t clk)
 {
 	struct timespec t = {0};
@@ -126,40 +91,102 @@ static uint64_t now_ns(clockid_t clk)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* Strip files whose promise ran out; ns until the next one does, 0 if there is none. */
-static uint64_t watch_leases(const struct stripper *s, uint64_t *last)
+/*
+ * Visit every mapping, in order of addresses.  A table that changes under the walk costs a second
+ * search, no more: what is mapped after the walk began has no PTE of before.
+ *
+ * strip_busy is up while an entry is used, so that its addresses and its vnode stay (map_forget and
+ * mremap wait for it), and down while the table is changing: whoever changes it may wait for us.
+ */
+typedef void (*visit_fn)(const struct stripper *s, const struct map_entry *e, void *arg);
+
+static void walk(const struct stripper *s, visit_fn visit, void *arg)
 {
-	uint64_t now = now_ns(CLOCK_MONOTONIC), next = UINT64_MAX;
+	struct ctx *c = s->c;
+	uintptr_t at = 0;
 	struct map_entry e;
-	uint32_t seq;
+	uint32_t seq, i = 0, spins = 0;
+	int hit;
 
-	for (uint32_t i = 0; map_at(s->c, i, &e, &seq); i++) {
-		struct rf_vnode *st = atomic_load(&e.l->vn->st);
-		uint64_t until = st ? atomic_load(&st->cb_expires_at) : 0;
+	for (;;) {
+		atomic_store(&c->strip_busy, 1);
+		atomic_thread_fence(memory_order_seq_cst);
+		hit = map_try(c, i, &e, &seq);
+		if (hit > 0 && e.start >= at) {
+			visit(s, &e, arg);
+			at = e.end;
+		}
+		atomic_store(&c->strip_busy, 0);
+		if (hit == 0)
+			return;
+		if (hit < 0 || map_moved(c, seq)) { /* from the start: `at` skips what is done */
+			struct timespec ms = {0, 1000000};
 
-		if (!until)
-			continue;
-		if (until > now)
-			next = until < next ? until : next;
-		else if (until > *last)
-			strip_vnode(s, e.vnode);
+			i = 0;
+			if (hit < 0 && ++spins > 100) /* its owner may be stopped in the middle */
+				rf_syscall(SYS_nanosleep, &ms, 0);
+			else
+				rf_syscall(SYS_sched_yield);
+		} else {
+			i++;
+		}
 	}
-	*last = now;
-	return next == UINT64_MAX ? 0 : next - now;
 }
 
-/* The machine slept: no promise of before it holds. */
-static void after_suspend(const struct stripper *s)
+static void visit_strip(const struct stripper *s, const struct map_entry *e, void *arg)
 {
-	struct map_entry e;
-	uint32_t seq;
+	const uint32_t vnode = *(uint32_t *)arg;
 
-	for (uint32_t i = 0; map_at(s->c, i, &e, &seq); i++) {
-		struct rf_vnode *st = atomic_load(&e.l->vn->st);
-		if (st)
-			atomic_store(&st->cb_expires_at, 0);
-	}
-	strip_vnode(s, 0);
+	if (vnode && e->vnode != vnode)
+		return;
+	strip_entry(s, e);
+	count(s->c, RF_R_STRIP_DONE);
+}
+
+/* 0: every vnode. */
+static void strip_vnode(const struct stripper *s, uint32_t vnode)
+{
+	walk(s, visit_strip, &vnode);
+}
+
+/* ---- leases ---- */
+
+struct lease {
+	uint64_t now, last, next;
+};
+
+static void visit_lease(const struct stripper *s, const struct map_entry *e, void *arg)
+{
+	struct lease *l = arg;
+	uint64_t until = atomic_load(&atomic_load(&e->l->vn->st)->cb_expires_at);
+
+	if (until > l->now)
+		l->next = until < l->next ? until : l->next;
+	else if (until > l->last)
+		strip_entry(s, e);
+}
+
+/* Strip files whose promise ran out since *last; ns until the next one does, 0 if there is none. */
+static uint64_t watch_leases(const struct stripper *s, uint64_t *last)
+{
+	struct lease l = {.now = now_ns(CLOCK_MONOTONIC), .last = *last, .next = UINT64_MAX};
+
+	walk(s, visit_lease, &l);
+	*last = l.now;
+	return l.next == UINT64_MAX ? 0 : l.next - l.now;
+}
+
+static void visit_void(const struct stripper *s, const struct map_entry *e, void *arg)
+{
+	(void)arg;
+	atomic_store(&atomic_load(&e->l->vn->st)->cb_expires_at, 0);
+	strip_entry(s, e);
+}
+
+/* No promise of before holds: the machine slept, or the agent is gone. */
+static void void_promises(const struct stripper *s)
+{
+	walk(s, visit_void, NULL);
 }
 
 /* ---- the process ---- */
@@ -212,7 +239,7 @@ static int strip_main(void *arg)
 		a = (int64_t)(now_ns(CLOCK_BOOTTIME) - now_ns(CLOCK_MONOTONIC));
 		if (a - asleep > 100000000) {
 			asleep = a;
-			after_suspend(s);
+			void_promises(s);
 		}
 		while (rf_syscall(SYS_recvfrom, s->sock, &order, sizeof(order), MSG_DONTWAIT, 0, 0) ==
 		       sizeof(order)) {
@@ -222,7 +249,7 @@ static int strip_main(void *arg)
 		}
 		if (p[0].revents & (POLLHUP | POLLERR)) {
 			/* Agent and supervisor are gone: nobody will tell us of changes any more. */
-			after_suspend(s);
+			void_promises(s);
 			p[0].fd = -1;
 			s->sock = -1;
 		}
