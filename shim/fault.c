@@ -490,7 +490,7 @@ int fault_install(struct ctx *c)
 	} old = {0};
 	struct sigaction sa = {.sa_sigaction = on_sigbus,
 			       .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER | SA_RESTART};
-	sys_mask bus = {UINT64_C(1) << (SIGBUS - 1)};
+	const sys_mask bus = {UINT64_C(1) << (SIGBUS - 1)};
 	pthread_t t;
 	sys_mask m;
 	int r = 0;
@@ -510,8 +510,7 @@ int fault_install(struct ctx *c)
 	}
 	rf_syscall(SYS_rt_sigprocmask, SIG_UNBLOCK, &bus, 0, 8);
 	if (c->mode & CTX_FAULT_THREAD) {
-		m = sys_block_all();
-		rf_syscall(SYS_rt_sigprocmask, SIG_UNBLOCK, &bus, 0, 8);
+		m = sys_block_all(); /* inherited by the thread */
 		r = -pthread_create(&t, NULL, fault_thread, c);
 		if (!r)
 			pthread_detach(t);

@@ -723,14 +723,14 @@ int map_mlock(struct ctx *c, const void *addr, size_t len, bool on, unsigned fla
 static int populate_piece(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi,
 			  void *arg)
 {
-	sys_mask m = {0};
+	sys_mask m = sys_block_all(); /* as in the handler: a slot is held in there */
 
-	rf_syscall(SYS_rt_sigprocmask, SIG_BLOCK, 0, &m, 8);
 	for (uintptr_t a = lo & ~(RF_PAGE_SIZE - 1); a < hi; a += RF_PAGE_SIZE) {
 		bool write = *(bool *)arg && (e->flags & RF_MAP_WRITE);
 		if (fault_resolve(c, a, write, false, m))
 			break; /* past EOF, or not to be had: the kernel will say EFAULT */
 	}
+	sys_setmask(m);
 	return 0;
 }
 

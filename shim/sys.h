@@ -22,7 +22,8 @@ typedef struct {
 	uint64_t bits;
 } sys_mask; /* the kernel's sigset_t */
 
-#define SYS_MASK_ALL ((sys_mask){~UINT64_C(0)})
+/* All signals but SIGBUS: page_copy's fix-up needs it, and blocked it would kill. */
+#define SYS_MASK_ALL ((sys_mask){~(UINT64_C(1) << (SIGBUS - 1))})
 
 static inline sys_mask sys_block_all(void)
 {
@@ -57,7 +58,7 @@ static inline void *sys_mmap(void *a, size_t n, int prot, int flags, int fd, uin
 }
 
 /*
- * A mutex that a signal handler may take: all signals are blocked while it is held, and nobody
+ * A mutex that a signal handler may take: all signals (but SIGBUS) are blocked while it is held, and nobody
  * holds it across a request to the agent or touches managed memory under it.
  */
 struct sys_lock {
