@@ -108,7 +108,7 @@ stop_server() {
 private_bin() {
 	local f
 	mkdir -p "$T/bin/tests"
-	for f in refault refault-agent librefault.so mmapcoh; do cp "$BIN/$f" "$T/bin/"; done
+	for f in refault refault-agent refault-server librefault.so mmapcoh; do cp "$BIN/$f" "$T/bin/"; done
 	for f in "$BIN"/tests/*; do [ -d "$f" ] || cp "$f" "$T/bin/tests/"; done
 	BIN=$T/bin
 }

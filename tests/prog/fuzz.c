@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * fuzz agent|server SOCKET SEED N - random and mutated messages; the receiver must survive them.
+ *
+ * agent: seqpackets that start as a valid struct rf_req and are then damaged, with and without
+ * descriptors of the wrong kind.  server: frames of protocol.x, damaged likewise, also behind a
+ * valid HELLO.  Connects again whenever it is hung up on, and never waits for an answer.  It never
+ * says "stop".  Prints the seed and how often it was hung up on.
+ */
+#include <arpa/inet.h>
+#include <err.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <refault/agent.h>
+
+enum { MAX = 8192, OPS = 12, TYPES = 24 };
+
+static struct sockaddr_un sa = {.sun_family = AF_UNIX};
+static uint64_t state;
+static int kind, fd = -1;
+static unsigned long hangups, sent;
+
+static uint64_t rnd(uint64_t below)
+{
+	state ^= state << 13;
+	state ^= state >> 7;
+	state ^= state << 17;
+	return state % below;
+}
+
+static void dial(void)
+{
+	fd = socket(AF_UNIX, kind | SOCK_CLOEXEC, 0);
+	if (fd < 0 || connect(fd, (struct sockaddr *)&sa, sizeof(sa)))
+		err(1, "%s after %lu messages", sa.sun_path, sent);
+	struct timeval patience = {.tv_sec = 20};
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+}
+
+static void hang_up(void)
+{
+	close(fd);
+	fd = -1;
+}
+
+/* Whatever came back is thrown away, so that the other side never waits for us. */
+static bool drain(void)
+{
+	static char sink[1 << 16];
+	ssize_t n;
+
+	while ((n = recv(fd, sink, sizeof(sink), MSG_DONTWAIT)) > 0)
+		continue;
+	return n < 0 && errno == EAGAIN;
+}
+
+static void transmit(const void *p, size_t n, int nfds)
+{
+	int fds[4];
+	union {
+		char buf[CMSG_SPACE(sizeof(fds))];
+		struct cmsghdr align;
+	} control = {0};
+	struct iovec iov = {(void *)(uintptr_t)p, n};
+	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1};
+
+	if (fd < 0)
+		dial();
+	for (int i = 0; i < nfds; i++)
+		fds[i] = rnd(2) ? open("/dev/null", O_RDWR) : memfd_create("fuzz", 0);
+	if (nfds) {
+		m.msg_control = control.buf;
+		m.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)nfds);
+		struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)nfds);
+		memcpy(CMSG_DATA(c), fds, sizeof(int) * (size_t)nfds);
+	}
+	ssize_t r = sendmsg(fd, &m, MSG_NOSIGNAL);
+	if (r < 0 && errno == EAGAIN)
+		errx(1, "the receiver takes nothing any more after %lu messages", sent);
+	for (int i = 0; i < nfds; i++)
+		close(fds[i]);
+	sent++;
+	if (r < 0 || !drain()) {
+		hangups++;
+		hang_up();
+	} else if (rnd(50) == 0) {
+		hang_up();
+	}
+}
+
+/* Damage: flip bits, splice interesting numbers, cut. */
+static size_t damage(unsigned char *p, size_t n)
+{
+	static const uint64_t numbers[] = {
+	    0, 1, 0x7fffffff, 0x80000000, 0xffffffff, UINT64_MAX, UINT64_C(1) << 63, 4096, 1 << 20};
+	size_t times = rnd(6);
+
+	while (times-- && n) {
+		uint64_t v = numbers[rnd(sizeof(numbers) / sizeof(numbers[0]))];
+		size_t w = rnd(2) ? 4 : 8, at = rnd(n);
+		switch (rnd(4)) {
+		case 0:
+			p[at] ^= (unsigned char)(1u << rnd(8));
+			break;
+		case 1:
+			at &= ~(size_t)3;
+			if (at + w <= n)
+				memcpy(p + at, &v, w);
+			break;
+		case 2:
+			p[at] = (unsigned char)rnd(256);
+			break;
+		case 3:
+			if (rnd(4) == 0)
+				n = rnd(n + 1);
+			break;
+		}
+	}
+	return n;
+}
+
+static void noise(unsigned char *p, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		p[i] = (unsigned char)rnd(256);
+}
+
+static void to_agent(void)
+{
+	static unsigned char buf[MAX];
+	size_t n = sizeof(struct rf_req);
+
+	if (rnd(8) == 0) {
+		n = 1 + rnd(MAX - 1);
+		noise(buf, n);
+	} else {
+		struct rf_req q = {.op = (uint32_t)rnd(OPS),
+				   .version = RF_AGENT_VERSION,
+				   .cell = (uint32_t)rnd(4),
+				   .seq = (uint32_t)rnd(4),
+				   .vnode = (uint32_t)rnd(6),
+				   .arg = {rnd(16), rnd(16), rnd(8), rnd(4)}};
+		memcpy(buf, &q, n);
+		if (q.op == RF_OP_OPEN) {
+			struct rf_open o = {.flags = (uint32_t)rnd(16),
+					    .mode = 0600,
+					    .dev = rnd(4),
+					    .ino = rnd(4),
+					    .addr_len = 20,
+					    .name_len = 3,
+					    .path_len = 9};
+			memcpy(buf + n, &o, sizeof(o));
+			memcpy(buf + n + sizeof(o), "unix:/nonexistent/skvolsome/file", 32);
+			n += sizeof(o) + 32;
+		} else if (q.op == RF_OP_INFO) {
+			memcpy(buf + n, rnd(2) ? "status" : "ping..", 6);
+			n += 6;
+		} else if (rnd(2)) {
+			size_t extra = rnd(512);
+			noise(buf + n, extra);
+			n += extra;
+		}
+		n = damage(buf, n);
+	}
+	transmit(buf, n, rnd(3) ? 0 : (int)rnd(4));
+}
+
+static size_t put(unsigned char *p, size_t at, uint32_t v)
+{
+	v = htonl(v);
+	memcpy(p + at, &v, 4);
+	return at + 4;
+}
+
+static size_t frame(unsigned char *p, size_t n, size_t payload)
+{
+	put(p, 0, (uint32_t)(n - 4 + payload));
+	put(p, 4, (uint32_t)(n - 8));
+	noise(p + n, payload);
+	return n + payload;
+}
+
+static void to_server(void)
+{
+	static unsigned char buf[MAX];
+	size_t n = 8;
+
+	if (rnd(8) == 0) {
+		n = 1 + rnd(MAX - 1);
+		noise(buf, n);
+		transmit(buf, n, 0);
+		return;
+	}
+	if (fd < 0 && rnd(4)) {
+		n = put(buf, n, 1);
+		n = put(buf, n, 1 /* HELLO */);
+		n = put(buf, n, 1 /* proto */);
+		noise(buf + n, 16);
+		n = put(buf, n + 16, 4);
+		memcpy(buf + n, "fuzz", 4);
+		transmit(buf, frame(buf, n + 4, 0), 0);
+		n = put(buf, 8, 2);
+		n = put(buf, n, 3 /* VOLUME */);
+		n = put(buf, n, 3);
+		memcpy(buf + n, "vol", 4);
+		transmit(buf, frame(buf, n + 4, 0), 0);
+		n = 8;
+	}
+	n = put(buf, n, (uint32_t)rnd(1000));
+	n = put(buf, n, (uint32_t)rnd(TYPES));
+	for (size_t words = rnd(40); words; words--)
+		n = put(buf, n, rnd(3) ? (uint32_t)rnd(8) : (uint32_t)rnd(1u << 31));
+	n = frame(buf, n, rnd(3) ? 0 : rnd(256));
+	if (rnd(2))
+		n = 8 + damage(buf + 8, n - 8);
+	else
+		n = damage(buf, n);
+	transmit(buf, n, 0);
+}
+
+int main(int argc, char **argv)
+{
+	if (argc != 5)
+		errx(2, "usage: fuzz agent|server SOCKET SEED N");
+	bool agent = strcmp(argv[1], "agent") == 0;
+	uint64_t seed = strtoull(argv[3], NULL, 0);
+	unsigned long n = strtoul(argv[4], NULL, 0);
+
+	if (strlen(argv[2]) >= sizeof(sa.sun_path))
+		errx(2, "%s: too long", argv[2]);
+	strcpy(sa.sun_path, argv[2]);
+	kind = agent ? SOCK_SEQPACKET : SOCK_STREAM;
+	state = seed * 0x9e3779b97f4a7c15u + 1;
+	printf("seed %ju\n", (uintmax_t)seed);
+	while (sent < n) {
+		if (agent)
+			to_agent();
+		else
+			to_server();
+	}
+	printf("%lu messages, hung up on %lu times, seed %ju\n", sent, hangups, (uintmax_t)seed);
+	return 0;
+}

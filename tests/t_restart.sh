@@ -1,0 +1,105 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+#
+# t_restart - server, agent or program dies; nothing acknowledged is lost, nothing stale is seen.
+# shellcheck source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+LEN=65536
+for i in $(seq 1 9); do head -c $LEN /dev/zero | tr '\0' a >"$T/vol/f$i"; done
+start_server
+make_hosts
+worker a A
+worker b B
+
+both() {
+	local n=$1 w
+	shift
+	for w; do
+		want "$w" ok open "$n" "$T/vol/f$n" rw && want "$w" ok map "$n" "$n" rw 0 "$LEN" || return
+	done
+}
+edit() { printf '%s' "$3" | dd of="$T/vol/f$1" bs=1 seek="$2" conv=notrunc status=none; }
+# The functions restart the server, so they run in this shell: result NAME FUNCTION.
+result() {
+	if "$2" >"$T/why" 2>&1; then
+		ok "$1"
+	else
+		not_ok "$1" "$(tail -n 1 "$T/why")"
+		sed 's/^/    /' "$T/why"
+	fi
+}
+
+changed_meanwhile() { # SIGNAL FILE
+	both "$2" b && want b 61 all "$2" 0 "$LEN" || return
+	stop_server "$1"
+	edit "$2" 5000 XY
+	start_server || return
+	eventually 20 want b 5859 load "$2" 5000 2 && want b 61 load "$2" 0 1 &&
+		want b 5859 pread "$2" 2 5000
+}
+term() { changed_meanwhile TERM 1; }
+killed() { changed_meanwhile KILL 2; }
+result change-while-server-was-stopped-is-seen term
+result change-while-server-was-killed-is-seen killed
+
+# A flush waits for the server; what was stored before it went is not lost.
+flush_waits() {
+	local answer
+	both 3 a b && want b 61 load 3 0 1 && want a 61 load 3 0 1 || return
+	stop_server KILL
+	want a ok store 3 0 7a || return
+	echo "msync 3" >&"${TO[a]}"
+	start_server || return
+	IFS= read -r -t 40 answer <&"${FROM[a]}" || answer='no answer'
+	[ "$answer" = ok ] || { echo "msync: $answer"; return 1; }
+	want b 7a load 3 0 1
+}
+result flush-waits-for-the-server flush_waits
+
+agent_killed_reader() {
+	local pid
+	both 4 a b && want b 61 load 4 0 1 || return
+	pid=$(agent_pid B) || { echo "host B has no agent under a supervisor"; return 1; }
+	kill -9 "$pid"
+	want b 61 load 4 0 1 && want b 61 all 4 0 "$LEN" && want a ok store 4 8192 7a &&
+		want a ok msync 4 && want b 7a load 4 8192 1 && want b ok store 4 1 7b &&
+		want b ok msync 4 && want a 617b load 4 0 2 || return
+	another() { pid2=$(agent_pid B) && [ "$pid2" != "$pid" ]; }
+	eventually 10 another || { echo "the supervisor started no other agent"; return 1; }
+}
+result reader-goes-on-after-kill-of-agent agent_killed_reader
+
+agent_killed_dirty() {
+	both 5 a b && want b 61 load 5 0 1 && want a 61 load 5 0 1 &&
+		want a ok store 5 0 7a && want a ok pwrite 5 4097 7b || return
+	kill -9 "$(agent_pid A)" || return
+	want a ok store 5 8192 7c && want a ok msync 5 && want a ok fsync 5 &&
+		want b 7a load 5 0 1 && want b 617b load 5 4096 2 && want b 7c load 5 8192 1
+}
+result dirty-pages-survive-kill-of-agent agent_killed_dirty
+
+# Its pages belong to the agent, which flushes them.
+program_killed() {
+	worker victim A
+	both 6 victim b && want b 61 load 6 0 1 && want victim ok store 6 0 7a &&
+		want victim ok pwrite 6 4096 7b || return
+	kill -9 "${WPID[victim]}"
+	wait "${WPID[victim]}" 2>/dev/null
+	want b ok spin 6 0 7a && want b ok spin 6 4096 7b
+}
+result stores-survive-kill-of-program program_killed
+
+# Supervisor and agent gone: whoever comes next starts another pair.
+all_killed() {
+	local p got
+	for p in $(agent_pids B); do kill -9 "$p"; done
+	eventually 5 test -z "$(agent_pids B)"
+	got=$(on B head -c 2 "$T/vol/f6" | od -An -tx1 | tr -d ' \n')
+	[ "$got" = 7a61 ] || { echo "read '$got', want '7a61'"; return 1; }
+	got=$(raw B head -c 2 "$T/vol/f6")
+	[ "$got" = aa ] || { echo "the copy on host B is not frozen: '$got'"; return 1; }
+}
+result new-programs-start-a-new-agent all_killed
+dismiss a
+finish
