@@ -25,6 +25,8 @@ void *w_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off)
 	void *p;
 	int r;
 
+	if (sys_err(f))
+		return mmap_ret((void *)f);
 	if (f) {
 		p = map_mmap(c, f, addr, len, prot, flags, (uint64_t)off);
 		file_put(c, f);
