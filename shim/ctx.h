@@ -28,17 +28,15 @@ struct vnode;
 struct map_local;
 struct map_entry;
 
-/* conf, addr and name are constant; the rest is anchor.c's, valid once `ready` is seen set. */
+struct place; /* anchor.c */
+
 struct volume {
 	const char *conf; /* the path as configured, without trailing slashes */
 	size_t conf_len;
 	const char *addr; /* "unix:/run/x.sock" */
 	const char *name; /* export */
-	_Atomic uint32_t ready;
-	int err;	/* not 0: could not be resolved, -errno */
-	char *path;	/* resolved, absolute, no trailing slash ("" for the root) */
-	size_t path_len;
-	uint64_t dev; /* st_dev of the directory */
+	const struct place *_Atomic place; /* where that path leads; NULL: nowhere, or not looked yet */
+	_Atomic uint32_t looked, said;
 };
 
 enum {

@@ -144,8 +144,7 @@
 	X(FILE *, fopen, (const char *path, const char *mode))                                     \
 	X(FILE *, fopen64, (const char *path, const char *mode))                                   \
 	X(FILE *, freopen, (const char *path, const char *mode, FILE *fp))                         \
-	X(FILE *, freopen64, (const char *path, const char *mode, FILE *fp))                       \
-	X(int, fclose, (FILE * fp))
+	X(FILE *, freopen64, (const char *path, const char *mode, FILE *fp))
 
 /* memory: w_mmap.c */
 #define REAL_MMAP(X)                                                                               \

@@ -31,6 +31,12 @@ static inline sys_mask sys_block_all(void)
 	rf_syscall(SYS_rt_sigprocmask, SIG_BLOCK, &all, &old, 8);
 	return old;
 }
+static inline sys_mask sys_getmask(void)
+{
+	sys_mask m = {0};
+	rf_syscall(SYS_rt_sigprocmask, SIG_BLOCK, 0, &m, 8);
+	return m;
+}
 static inline void sys_setmask(sys_mask m)
 {
 	rf_syscall(SYS_rt_sigprocmask, SIG_SETMASK, &m, 0, 8);

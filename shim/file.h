@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * file.h - managed descriptors: which number is which vnode.  The descriptor itself is the real
+ * one, of the file underneath (the "anchor"); position, flags, locks and its life are the kernel's.
+ *
+ * The table is indexed by descriptor and read without a lock: file_get takes a reference and looks
+ * again.  Objects come from a pool that is never given back, as vnodes do.  One object is one open
+ * file as far as this process knows: dup shares it, an inherited descriptor has its own.
+ *
+ * Pending: an inherited descriptor (exec, fork of a program that had nothing mapped) is known to be
+ * a volume's, but is opened at the agent only when it is first used.
+ *
+ * Internal descriptors (sockets, userfaultfd, memfds) are entered as FILE_HIDDEN, so that the
+ * program's close() and dup2() leave them alone.
+ *
+ * A vfork child runs in its parent's memory with descriptors of its own: what it closes and
+ * duplicates before exec must not be entered.  file_foreign() tells.
+ */
+#ifndef SHIM_FILE_H
+#define SHIM_FILE_H
+
+#include <fcntl.h>
+
+#include "core.h"
+
+struct file {
+	_Atomic uint32_t refs;	 /* descriptors and calls under way; 0 = free */
+	_Atomic uint32_t nfds;	 /* descriptors */
+	int flags;		 /* access mode, O_SYNC, O_DSYNC; O_APPEND is asked of the kernel */
+	_Atomic uint32_t errseq; /* the vnode's errseq that was reported here */
+	struct vnode *_Atomic vn; /* NULL: pending */
+};
+
+#define FILE_HIDDEN ((struct file *)8)
+
+static inline struct file *file_entry(struct ctx *c, int fd)
+{
+	struct file *_Atomic *t = atomic_load_explicit(&c->fds, memory_order_acquire);
+
+	if (__builtin_expect(!t, 1) || (unsigned)fd >= CTX_FDS)
+		return NULL;
+	return atomic_load_explicit(&t[fd], memory_order_acquire);
+}
+
+/*
+ * NULL: fd is not managed.  sys_err(f): it is, but cannot be used (the agent is not to be had);
+ * fail the call with that.  Else attached, f->vn is there, and file_put gives it back.
+ */
+struct file *file_get_slow(struct ctx *c, int fd);
+static inline struct file *file_get(struct ctx *c, int fd)
+{
+	return __builtin_expect(!file_entry(c, fd), 1) ? NULL : file_get_slow(c, fd);
+}
+/* The same without looking for the agent: f->vn may be NULL.  Never an error. */
+struct file *file_ref(struct ctx *c, int fd);
+void file_put(struct ctx *c, struct file *f);
+
+static inline bool file_hidden(struct ctx *c, int fd)
+{
+	return file_entry(c, fd) == FILE_HIDDEN;
+}
+static inline bool file_writable(const struct file *f)
+{
+	return (f->flags & O_ACCMODE) == O_WRONLY || (f->flags & O_ACCMODE) == O_RDWR;
+}
+
+/*
+ * If fd is of a volume: open it at the agent and enter it.  flags: open's (O_TRUNC is carried out);
+ * text: the name it was opened by.  1: managed; 0: none of ours; -errno: it is a volume's and
+ * cannot be had, or (O_TRUNC) not be truncated.  Nothing is closed.
+ */
+int file_adopt(struct ctx *c, int fd, const char *text, int flags);
+
+/* fd is now another descriptor of f (a reference is held), or of nothing managed (NULL).  What was
+ * there before is let go. */
+void file_enter(struct ctx *c, int fd, struct file *f);
+/* Take fd out; its reference goes to the caller, for file_close. */
+struct file *file_remove(struct ctx *c, int fd);
+/* After file_remove: flush if it was the last descriptor, put.  The write-back error, if any. */
+int file_close(struct ctx *c, struct file *f);
+
+/* A write-back error since it was last asked on this open file: once, then 0. */
+int file_error(struct file *f);
+/* Flush what may be dirty of f, and report. */
+int file_flush(struct ctx *c, struct file *f, uint64_t page, uint64_t npages, uint32_t flags);
+
+/* Internal descriptors: to a high number, close-on-exec, entered.  Never fails: if there is no room
+ * above, fd stays where it is.  unhide closes. */
+int fd_hide(struct ctx *c, int fd);
+void fd_unhide(struct ctx *c, int fd);
+
+/* We are a vfork child.  One system call. */
+bool file_foreign(struct ctx *c);
+
+/* At the start, if there are volumes: the table. */
+int file_init(struct ctx *c);
+/* Then: find inherited descriptors of volumes. */
+void file_inherit(struct ctx *c);
+/* In a fork child, before anything else: the table is its own now. */
+void file_fork_child(struct ctx *c);
+/* The program ends: what it wrote goes out. */
+void file_exit(struct ctx *c);
+
+/* stdio's own streams go through the wrappers from now on (w_stdio.c).  Cheap when done. */
+void stdio_init(struct ctx *c);
+/* exit() flushes stdio after our destructor: do stdout's now, if it is managed. */
+void stdio_exit(struct ctx *c);
+
+#endif

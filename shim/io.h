@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * io.h - reading and writing managed files, and private buffers between the program's memory and
+ * the kernel.  Counts or -errno; errno is left alone.
+ */
+#ifndef SHIM_IO_H
+#define SHIM_IO_H
+
+#include <sys/uio.h>
+
+#include "file.h"
+
+#define IO_MAX 0x7ffff000u /* the kernel's MAX_RW_COUNT */
+#define IO_POS (-1)	   /* as offset: the descriptor's position */
+#define IO_LAST_PAGE ((UINT64_C(1) << 36) - 1)
+
+/* The promise holds, or was asked for anew: size and times in the header are as fresh as a read. */
+int io_validate(struct ctx *c, struct vnode *vn);
+
+ssize_t io_read(struct ctx *c, struct file *f, int fd, const struct iovec *iov, int cnt, off_t off,
+		int rwf);
+ssize_t io_write(struct ctx *c, struct file *f, int fd, const struct iovec *iov, int cnt, off_t off,
+		 int rwf);
+off_t io_seek(struct ctx *c, struct file *f, int fd, off_t off, int whence);
+
+/* -EFBIG (and SIGXFSZ sent) if the file may not reach past `end`, else how far it may. */
+int64_t io_limit(uint64_t start, uint64_t end);
+
+/*
+ * Private, populated memory of at least n bytes that no strip can take away under the kernel.
+ * NULL: none.  Small ones come from a pool of IO_BUFS.
+ */
+#define IO_BUF (128u * 1024)
+void *io_buf_get(size_t n);
+void io_buf_put(void *p, size_t n);
+
+#endif

@@ -1,0 +1,420 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * w_io.c - calls that move bytes.
+ *
+ * A managed descriptor goes to io.c.  On any other the kernel does it, unless the program's buffer
+ * lies in a managed mapping, where the kernel would get EFAULT from a page without PTE:
+ *
+ *	what takes from the buffer (write, send)	populate it, call, and again on EFAULT: nothing
+ *							was taken then
+ *	what consumes (read, recv)			through a private buffer, never again: after
+ *							EFAULT a datagram would be gone
+ *
+ * copy_file_range, sendfile and splice would act on the file underneath; on a managed descriptor they
+ * fail in the ways that their manual pages tell callers to fall back to read and write.
+ *
+ * Counters, locks: none of its own.
+ */
+#include <limits.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "io.h"
+
+#define likely(x) __builtin_expect(!!(x), 1)
+#define BOUNCE_MAX (64u << 20) /* a larger read into a managed mapping comes back short */
+
+/* ---- managed ---- */
+
+static ssize_t managed_read(struct ctx *c, struct file *f, int fd, const struct iovec *iov, int cnt,
+			    off_t off, int rwf)
+{
+	ssize_t r;
+
+	if (sys_err(f))
+		return wrap_ret((ssize_t)f);
+	r = io_read(c, f, fd, iov, cnt, off, rwf);
+	file_put(c, f);
+	return wrap_ret(r);
+}
+
+static ssize_t managed_write(struct ctx *c, struct file *f, int fd, const struct iovec *iov, int cnt,
+			     off_t off, int rwf)
+{
+	ssize_t r;
+
+	if (sys_err(f))
+		return wrap_ret((ssize_t)f);
+	r = io_write(c, f, fd, iov, cnt, off, rwf);
+	file_put(c, f);
+	return wrap_ret(r);
+}
+
+/* ---- unmanaged descriptors, managed buffers ---- */
+
+static bool iov_hits(const struct ctx *c, const struct iovec *iov, int cnt)
+{
+	if (!atomic_load_explicit(&c->map_hi, memory_order_relaxed) || cnt < 0 || cnt > IOV_MAX)
+		return false;
+	for (int i = 0; i < cnt; i++)
+		if (map_hits(c, iov[i].iov_base, iov[i].iov_len))
+			return true;
+	return false;
+}
+
+static void iov_populate(struct ctx *c, const struct iovec *iov, int cnt)
+{
+	for (int i = 0; i < cnt; i++)
+		if (map_hits(c, iov[i].iov_base, iov[i].iov_len))
+			map_populate(c, iov[i].iov_base, iov[i].iov_len, false);
+}
+
+/* The value of `call`, repeated while a strip comes between populating and the kernel's look. */
+#define POPULATED(c, iov, cnt, call)                                                               \
+	({                                                                                         \
+		ssize_t r_;                                                                        \
+		int tries_ = 0;                                                                    \
+		do {                                                                               \
+			iov_populate(c, iov, cnt);                                                 \
+			r_ = (call);                                                               \
+		} while (r_ < 0 && errno == EFAULT && ++tries_ < 100);                             \
+		r_;                                                                                \
+	})
+
+static size_t iov_bytes(const struct iovec *iov, int cnt)
+{
+	size_t n = 0;
+
+	for (int i = 0; i < cnt; i++)
+		n += iov[i].iov_len < BOUNCE_MAX - n ? iov[i].iov_len : BOUNCE_MAX - n;
+	return n;
+}
+
+static void scatter(const struct iovec *iov, const char *src, size_t n)
+{
+	for (; n; iov++) {
+		size_t len = iov->iov_len < n ? iov->iov_len : n;
+
+		memcpy(iov->iov_base, src, len);
+		src += len;
+		n -= len;
+	}
+}
+
+/* The value of `call`, which receives into b_[0], then in the place of iov. */
+#define BOUNCED(iov, cnt, call)                                                                    \
+	({                                                                                         \
+		struct iovec b_[1] = {{NULL, iov_bytes(iov, cnt)}};                                \
+		ssize_t r_ = -1;                                                                   \
+		b_->iov_base = io_buf_get(b_->iov_len);                                            \
+		errno = b_->iov_base ? errno : ENOMEM;                                             \
+		if (b_->iov_base) {                                                                \
+			r_ = (call);                                                               \
+			if (r_ > 0)                                                                \
+				scatter(iov, b_->iov_base,                                         \
+					(size_t)r_ < b_->iov_len ? (size_t)r_ : b_->iov_len);      \
+			io_buf_put(b_->iov_base, b_->iov_len);                                     \
+		}                                                                                  \
+		r_;                                                                                \
+	})
+
+/* ---- read ---- */
+
+ssize_t w_read(int fd, void *buf, size_t n)
+{
+	struct ctx *c = ctx_get();
+	struct file *f = file_get(c, fd);
+	struct iovec v = {buf, n};
+
+	if (likely(!f)) {
+		if (likely(!map_hits(c, buf, n)))
+			return c->real.read(fd, buf, n);
+		return BOUNCED(&v, 1, c->real.read(fd, b_->iov_base, b_->iov_len));
+	}
+	return managed_read(c, f, fd, &v, 1, IO_POS, 0);
+}
+
+ssize_t w_pread(int fd, void *buf, size_t n, off_t off)
+{
+	struct ctx *c = ctx_get();
+	struct file *f = file_get(c, fd);
+	struct iovec v = {buf, n};
+
+	if (likely(!f)) {
+		if (likely(!map_hits(c, buf, n)))
+			return c->real.pread(fd, buf, n, off);
+		return BOUNCED(&v, 1, c->real.pread(fd, b_->iov_base, b_->iov_len, off));
+	}
+	return managed_read(c, f, fd, &v, 1, off < 0 ? LONG_MIN : off, 0);
+}
+WRAP_ALIAS(pread64, pread);
+
+ssize_t w_readv(int fd, const struct iovec *iov, int cnt)
+{
+	struct ctx *c = ctx_get();
+	struct file *f = file_get(c, fd);
+
+	if (likely(!f)) {
+		if (likely(!iov_hits(c, iov, cnt)))
+			return c->real.readv(fd, iov, cnt);
+		return BOUNCED(iov, cnt, c->real.readv(fd, b_, 1));
+	}
+	return managed_read(c, f, fd, iov, cnt, IO_POS, 0);
+}
+
+ssize_t w_preadv(int fd, const struct iovec *iov, int cnt, off_t off)
+{
+	struct ctx *c = ctx_get();
+	struct file *f = file_get(c, fd);
+
+	if (likely(!f)) {
+		if (likely(!iov_hits(c, iov, cnt)))
+			return c->real.preadv(fd, iov, cnt, off);
+		return BOUNCED(iov, cnt, c->real.preadv(fd, b_, 1, off));
+	}
+	return managed_read(c, f, fd, iov, cnt, off < 0 ? LONG_MIN : off, 0);
+}
+WRAP_ALIAS(preadv64, preadv);
+
+/* Here -1 is the descriptor's position, as it is IO_POS. */
+ssize_t w_preadv2(int fd, const struct iovec *iov, int cnt, off_t off, int flags)
+{
+	struct ctx *c = ctx_get();
+	struct file *f = file_get(c, fd);
+
+	if (likely(!f)) {
+		if (likely(!iov_hits(c, iov, cnt)))
+			return c->real.preadv2(fd, iov, cnt, off, flags);
+		return BOUNCED(iov, cnt, c->real.preadv2(fd, b_, 1, off, flags));
+	}
+	return managed_read(c, f, fd, iov, cnt, off, flags);
+}
+WRAP_ALIAS(preadv64v2, preadv2);
+
+/* The fortified spellings: the real ones abort when the buffer is too small. */
+ssize_t w___read_chk(int fd, void *buf, size_t n, size_t buflen)
+{
+	return n > buflen ? ctx_get()->real.__read_chk(fd, buf, n, buflen) : w_read(fd, buf, n);
+}
+
+ssize_t w___pread_chk(int fd, void *buf, size_t n, off_t off, size_t buflen)
+{
+	return n > buflen ? ctx_get()->real.__pread_chk(fd, buf, n, off, buflen)
+			  : w_pread(fd, buf, n, off);
+}
+WRAP_ALIAS(__pread64_chk, __pread_chk);
+
+/* ---- write ---- */
+
+ssize_t w_write(int fd, const void *buf, size_t n)
+{
+	struct ctx *c = ctx_get();
+	struct file *f = file_get(c, fd);
+	struct iovec v = {(void *)(uintptr_t)buf, n};
+
+	if (likely(!f)) {
+		if (likely(!map_hits(c, buf, n)))
+			return c->real.write(fd, buf, n);
+		return POPULATED(c, &v, 1, c->real.write(fd, buf, n));
+	}
+	return managed_write(c, f, fd, &v, 1, IO_POS, 0);
+}
+
+ssize_t w_pwrite(int fd, const void *buf, size_t n, off_t off)
+{
+	struct ctx *c = ctx_get();
+	struct file *f = file_get(c, fd);
+	struct iovec v = {(void *)(uintptr_t)buf, n};
+
+	if (likely(!f)) {
+		if (likely(!map_hits(c, buf, n)))
+			return c->real.pwrite(fd, buf, n, off);
+		return POPULATED(c, &v, 1, c->real.pwrite(fd, buf, n, off));
+	}
+	return managed_write(c, f, fd, &v, 1, off < 0 ? LONG_MIN : off, 0);
+}
+WRAP_ALIAS(pwrite64, pwrite);
+
+ssize_t w_writev(int fd, const struct iovec *iov, int cnt)
+{
+	struct ctx *c = ctx_get();
+	struct file *f = file_get(c, fd);
+
+	if (likely(!f)) {
+		if (likely(!iov_hits(c, iov, cnt)))
+			return c->real.writev(fd, iov, cnt);
+		return POPULATED(c, iov, cnt, c->real.writev(fd, iov, cnt));
+	}
+	return managed_write(c, f, fd, iov, cnt, IO_POS, 0);
+}
+
+ssize_t w_pwritev(int fd, const struct iovec *iov, int cnt, off_t off)
+{
+	struct ctx *c = ctx_get();
+	struct file *f = file_get(c, fd);
+
+	if (likely(!f)) {
+		if (likely(!iov_hits(c, iov, cnt)))
+			return c->real.pwritev(fd, iov, cnt, off);
+		return POPULATED(c, iov, cnt, c->real.pwritev(fd, iov, cnt, off));
+	}
+	return managed_write(c, f, fd, iov, cnt, off < 0 ? LONG_MIN : off, 0);
+}
+WRAP_ALIAS(pwritev64, pwritev);
+
+ssize_t w_pwritev2(int fd, const struct iovec *iov, int cnt, off_t off, int flags)
+{
+	struct ctx *c = ctx_get();
+	struct file *f = file_get(c, fd);
+
+	if (likely(!f)) {
+		if (likely(!iov_hits(c, iov, cnt)))
+			return c->real.pwritev2(fd, iov, cnt, off, flags);
+		return POPULATED(c, iov, cnt, c->real.pwritev2(fd, iov, cnt, off, flags));
+	}
+	return managed_write(c, f, fd, iov, cnt, off, flags);
+}
+WRAP_ALIAS(pwritev64v2, pwritev2);
+
+/* ---- position, and moving bytes without a buffer ---- */
+
+off_t w_lseek(int fd, off_t off, int whence)
+{
+	struct ctx *c = ctx_get();
+	struct file *f = whence == SEEK_SET || whence == SEEK_CUR ? NULL : file_get(c, fd);
+
+	if (likely(!f))
+		return c->real.lseek(fd, off, whence);
+	if (!sys_err(f)) {
+		off = io_seek(c, f, fd, off, whence);
+		file_put(c, f);
+	} else {
+		off = (off_t)f;
+	}
+	return wrap_ret(off);
+}
+WRAP_ALIAS(lseek64, lseek);
+
+static bool either_managed(struct ctx *c, int a, int b)
+{
+	return file_entry(c, a) || file_entry(c, b);
+}
+
+ssize_t w_copy_file_range(int in, off_t *ioff, int out, off_t *ooff, size_t n, unsigned flags)
+{
+	struct ctx *c = ctx_get();
+
+	if (either_managed(c, in, out))
+		return wrap_ret((ssize_t)-EXDEV);
+	return c->real.copy_file_range(in, ioff, out, ooff, n, flags);
+}
+
+ssize_t w_sendfile(int out, int in, off_t *off, size_t n)
+{
+	struct ctx *c = ctx_get();
+
+	if (either_managed(c, in, out))
+		return wrap_ret((ssize_t)-EINVAL);
+	return c->real.sendfile(out, in, off, n);
+}
+WRAP_ALIAS(sendfile64, sendfile);
+
+ssize_t w_splice(int in, off_t *ioff, int out, off_t *ooff, size_t n, unsigned flags)
+{
+	struct ctx *c = ctx_get();
+
+	if (either_managed(c, in, out))
+		return wrap_ret((ssize_t)-EINVAL);
+	return c->real.splice(in, ioff, out, ooff, n, flags);
+}
+
+/* ---- sockets: never managed ---- */
+
+ssize_t w_send(int fd, const void *buf, size_t n, int flags)
+{
+	struct ctx *c = ctx_get();
+	struct iovec v = {(void *)(uintptr_t)buf, n};
+
+	if (likely(!map_hits(c, buf, n)))
+		return c->real.send(fd, buf, n, flags);
+	return POPULATED(c, &v, 1, c->real.send(fd, buf, n, flags));
+}
+
+ssize_t w_sendto(int fd, const void *buf, size_t n, int flags, const struct sockaddr *to,
+		 socklen_t tl)
+{
+	struct ctx *c = ctx_get();
+	struct iovec v[2] = {{(void *)(uintptr_t)buf, n}, {(void *)(uintptr_t)to, to ? tl : 0}};
+
+	if (likely(!iov_hits(c, v, 2)))
+		return c->real.sendto(fd, buf, n, flags, to, tl);
+	return POPULATED(c, v, 2, c->real.sendto(fd, buf, n, flags, to, tl));
+}
+
+ssize_t w_sendmsg(int fd, const struct msghdr *m, int flags)
+{
+	struct ctx *c = ctx_get();
+	struct iovec v[2] = {{m->msg_name, m->msg_name ? m->msg_namelen : 0},
+			     {m->msg_control, m->msg_control ? m->msg_controllen : 0}};
+
+	if (likely(!iov_hits(c, m->msg_iov, (int)m->msg_iovlen) && !iov_hits(c, v, 2)))
+		return c->real.sendmsg(fd, m, flags);
+	iov_populate(c, v, 2);
+	return POPULATED(c, m->msg_iov, (int)m->msg_iovlen, c->real.sendmsg(fd, m, flags));
+}
+
+ssize_t w_recv(int fd, void *buf, size_t n, int flags)
+{
+	struct ctx *c = ctx_get();
+	struct iovec v = {buf, n};
+
+	if (likely(!map_hits(c, buf, n)))
+		return c->real.recv(fd, buf, n, flags);
+	return BOUNCED(&v, 1, c->real.recv(fd, b_->iov_base, b_->iov_len, flags));
+}
+
+ssize_t w___recv_chk(int fd, void *buf, size_t n, size_t buflen, int flags)
+{
+	return n > buflen ? ctx_get()->real.__recv_chk(fd, buf, n, buflen, flags)
+			  : w_recv(fd, buf, n, flags);
+}
+
+ssize_t w_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from, socklen_t *fl)
+{
+	struct ctx *c = ctx_get();
+	struct iovec v = {buf, n};
+
+	if (likely(!map_hits(c, buf, n)))
+		return c->real.recvfrom(fd, buf, n, flags, from, fl);
+	return BOUNCED(&v, 1, c->real.recvfrom(fd, b_->iov_base, b_->iov_len, flags, from, fl));
+}
+
+ssize_t w___recvfrom_chk(int fd, void *buf, size_t n, size_t buflen, int flags,
+			 struct sockaddr *from, socklen_t *fl)
+{
+	return n > buflen ? ctx_get()->real.__recvfrom_chk(fd, buf, n, buflen, flags, from, fl)
+			  : w_recvfrom(fd, buf, n, flags, from, fl);
+}
+
+static ssize_t recvmsg_into(struct ctx *c, int fd, struct msghdr *m, struct iovec *b, int flags)
+{
+	struct msghdr copy = *m;
+	ssize_t r;
+
+	copy.msg_iov = b;
+	copy.msg_iovlen = 1;
+	r = c->real.recvmsg(fd, &copy, flags);
+	m->msg_namelen = copy.msg_namelen;
+	m->msg_controllen = copy.msg_controllen;
+	m->msg_flags = copy.msg_flags;
+	return r;
+}
+
+ssize_t w_recvmsg(int fd, struct msghdr *m, int flags)
+{
+	struct ctx *c = ctx_get();
+
+	if (likely(!iov_hits(c, m->msg_iov, (int)m->msg_iovlen)))
+		return c->real.recvmsg(fd, m, flags);
+	return BOUNCED(m->msg_iov, (int)m->msg_iovlen, recvmsg_into(c, fd, m, b_, flags));
+}

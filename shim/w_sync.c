@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * w_sync.c - durability, size and allocation of managed files.
+ *
+ * fsync and fdatasync flush to the server and have it make the bytes durable; the file underneath
+ * has none of them.  A write-back error since the last report is reported here, once an open file.
+ *
+ * Counters, locks: none of its own.
+ */
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "anchor.h"
+#include "io.h"
+
+static int ask(struct ctx *c, struct file *f, enum rf_op op, uint64_t a, uint64_t b, uint64_t d)
+{
+	const uint64_t arg[4] = {a, b, d};
+
+	return agent_request(c, op, atomic_load(&f->vn)->id, arg, NULL, 0, NULL, sys_getmask());
+}
+
+/* Runs `call` with f and gives it back; f may be an error. */
+#define WITH(c, f, call)                                                                           \
+	({                                                                                         \
+		int r_ = sys_err(f) ? (int)(long)(f) : (call);                                     \
+		if (!sys_err(f))                                                                   \
+			file_put(c, f);                                                            \
+		r_;                                                                                \
+	})
+
+int w_fsync(int fd)
+{
+	struct ctx *c = ctx_get();
+	struct file *f = file_get(c, fd);
+
+	if (!f)
+		return c->real.fsync(fd);
+	return wrap_ret(WITH(c, f, file_flush(c, f, 0, 0, RF_FLUSH_DURABLE)));
+}
+
+int w_fdatasync(int fd)
+{
+	struct ctx *c = ctx_get();
+	struct file *f = file_get(c, fd);
+
+	if (!f)
+		return c->real.fdatasync(fd);
+	return wrap_ret(WITH(c, f, file_flush(c, f, 0, 0, RF_FLUSH_DURABLE)));
+}
+
+static int range_flush(struct ctx *c, struct file *f, off_t off, off_t n, unsigned flags)
+{
+	uint64_t first, pages;
+
+	if (off < 0 || n < 0 || off + n < 0 ||
+	    (flags & ~(unsigned)(SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
+				 SYNC_FILE_RANGE_WAIT_AFTER)))
+		return -EINVAL;
+	if (!flags)
+		return 0;
+	first = (uint64_t)off >> RF_PAGE_SHIFT;
+	pages = n ? RF_PAGES(off + n) - first : IO_LAST_PAGE + 1 - first;
+	if (flags & (SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WAIT_AFTER))
+		return file_flush(c, f, first, pages, 0);
+	return agent_flush(c, atomic_load(&f->vn), first, pages, RF_FLUSH_NOWAIT);
+}
+
+int w_sync_file_range(int fd, off_t off, off_t n, unsigned flags)
+{
+	struct ctx *c = ctx_get();
+	struct file *f = file_get(c, fd);
+
+	if (!f)
+		return c->real.sync_file_range(fd, off, n, flags);
+	return wrap_ret(WITH(c, f, range_flush(c, f, off, n, flags)));
+}
+
+/* Everything of this host. */
+static int flush_host(struct ctx *c)
+{
+	const uint64_t arg[4] = {0, 0, RF_FLUSH_DURABLE};
+
+	return agent_request(c, RF_OP_FLUSH, 0, arg, NULL, 0, NULL, sys_getmask());
+}
+
+int w_syncfs(int fd)
+{
+	struct ctx *c = ctx_get();
+	struct file *f = file_get(c, fd);
+	int r = c->real.syncfs(fd);
+
+	if (!f)
+		return r;
+	if (r) {
+		if (!sys_err(f))
+			file_put(c, f);
+		return r;
+	}
+	return wrap_ret(WITH(c, f, flush_host(c)));
+}
+
+void w_sync(void)
+{
+	struct ctx *c = ctx_get();
+	int saved = errno;
+
+	if (atomic_load(&c->attached) & 1)
+		flush_host(c);
+	errno = saved;
+	c->real.sync();
+}
+
+/* ---- size ---- */
+
+static int set_size(struct ctx *c, struct file *f, off_t len)
+{
+	int64_t end;
+
+	if (len < 0 || !file_writable(f))
+		return -EINVAL;
+	if (len) {
+		end = io_limit((uint64_t)len - 1, (uint64_t)len);
+		if (end < 0)
+			return (int)end;
+	}
+	return ask(c, f, RF_OP_SETSIZE, (uint64_t)len, 0, 0);
+}
+
+int w_ftruncate(int fd, off_t len)
+{
+	struct ctx *c = ctx_get();
+	struct file *f = file_get(c, fd);
+
+	if (!f)
+		return c->real.ftruncate(fd, len);
+	return wrap_ret(WITH(c, f, set_size(c, f, len)));
+}
+WRAP_ALIAS(ftruncate64, ftruncate);
+
+int w_truncate(const char *path, off_t len)
+{
+	struct ctx *c = ctx_get();
+	int fd, r, saved;
+
+	if (!c->nvol || len < 0 || !anchor_maybe(c, AT_FDCWD, path, 0) || file_foreign(c))
+		return c->real.truncate(path, len);
+	fd = w_open(path, O_WRONLY | O_CLOEXEC | O_NOCTTY, 0);
+	if (fd < 0)
+		return -1;
+	r = w_ftruncate(fd, len);
+	saved = errno;
+	if (w_close(fd) && !r)
+		return -1;
+	errno = saved;
+	return r;
+}
+WRAP_ALIAS(truncate64, truncate);
+
+static int allocate(struct ctx *c, struct file *f, int mode, off_t off, off_t len)
+{
+	int64_t end;
+
+	if (off < 0 || len <= 0)
+		return -EINVAL;
+	if (off + len < 0)
+		return -EFBIG;
+	if (!file_writable(f))
+		return -EBADF;
+	if (!(mode & FALLOC_FL_KEEP_SIZE)) {
+		end = io_limit((uint64_t)(off + len) - 1, (uint64_t)(off + len));
+		if (end < 0)
+			return (int)end;
+	}
+	return ask(c, f, RF_OP_FALLOC, (uint64_t)mode, (uint64_t)off, (uint64_t)len);
+}
+
+int w_fallocate(int fd, int mode, off_t off, off_t len)
+{
+	struct ctx *c = ctx_get();
+	struct file *f = file_get(c, fd);
+
+	if (!f)
+		return c->real.fallocate(fd, mode, off, len);
+	return wrap_ret(WITH(c, f, allocate(c, f, mode, off, len)));
+}
+WRAP_ALIAS(fallocate64, fallocate);
+
+/* Returns the error, leaves errno. */
+int w_posix_fallocate(int fd, off_t off, off_t len)
+{
+	struct ctx *c = ctx_get();
+	struct file *f = file_get(c, fd);
+
+	if (!f)
+		return c->real.posix_fallocate(fd, off, len);
+	return -WITH(c, f, allocate(c, f, 0, off, len));
+}
+WRAP_ALIAS(posix_fallocate64, posix_fallocate);
