@@ -278,6 +278,7 @@ cleanup() {
 			[ -s "$p" ] && echo "--- ${p#"$T/"}" && tail -n 20 "$p"
 		done
 	fi
+	if declare -F cleanup_more >/dev/null; then cleanup_more; fi
 	if [ -n "${KEEP:-}" ]; then echo "kept $T"; else rm -rf "$T"; fi
 }
 trap : PIPE # a worker that died is seen by the answer that does not come
