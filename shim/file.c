@@ -151,6 +151,8 @@ static int open_vnode(struct ctx *c, const struct anchor *a, int flags, struct v
 	o.flags = (acc != O_WRONLY ? RF_OPEN_READ : 0) | (acc != O_RDONLY ? RF_OPEN_WRITE : 0) |
 		  (flags & O_CREAT ? RF_OPEN_CREATE : 0);
 	r = agent_attach(c, true);
+	if (r == -ENOENT) /* of the agent, not of the file */
+		r = -EHOSTDOWN;
 	return r ? r : agent_open(c, &o, a->vol->addr, a->vol->name, a->rel, vn);
 }
 

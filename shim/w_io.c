@@ -24,43 +24,29 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define BOUNCE_MAX (64u << 20) /* a larger read into a managed mapping comes back short */
 
-/* ---- managed ---- */
-
-static ssize_t managed_read(struct ctx *c, struct file *f, int fd, const struct iovec *iov, int cnt,
-			    off_t off, int rwf)
+/* Neither the descriptor nor the buffer is ours: the kernel's business alone. */
+static inline bool plain(struct ctx *c, int fd, const void *buf, size_t n)
 {
-	ssize_t r;
-
-	if (sys_err(f))
-		return wrap_ret((ssize_t)f);
-	r = io_read(c, f, fd, iov, cnt, off, rwf);
-	file_put(c, f);
-	return wrap_ret(r);
+	return likely(!file_entry(c, fd)) && likely(!map_hits(c, buf, n));
 }
-
-static ssize_t managed_write(struct ctx *c, struct file *f, int fd, const struct iovec *iov, int cnt,
-			     off_t off, int rwf)
-{
-	ssize_t r;
-
-	if (sys_err(f))
-		return wrap_ret((ssize_t)f);
-	r = io_write(c, f, fd, iov, cnt, off, rwf);
-	file_put(c, f);
-	return wrap_ret(r);
-}
-
-/* ---- unmanaged descriptors, managed buffers ---- */
 
 static bool iov_hits(const struct ctx *c, const struct iovec *iov, int cnt)
 {
-	if (!atomic_load_explicit(&c->map_hi, memory_order_relaxed) || cnt < 0 || cnt > IOV_MAX)
+	if (likely(!atomic_load_explicit(&c->map_hi, memory_order_relaxed)) || cnt < 0 ||
+	    cnt > IOV_MAX)
 		return false;
 	for (int i = 0; i < cnt; i++)
 		if (map_hits(c, iov[i].iov_base, iov[i].iov_len))
 			return true;
 	return false;
 }
+
+static inline bool plain_iov(struct ctx *c, int fd, const struct iovec *iov, int cnt)
+{
+	return likely(!file_entry(c, fd)) && likely(!iov_hits(c, iov, cnt));
+}
+
+/* ---- unmanaged descriptors, managed buffers ---- */
 
 static void iov_populate(struct ctx *c, const struct iovec *iov, int cnt)
 {
@@ -118,76 +104,102 @@ static void scatter(const struct iovec *iov, const char *src, size_t n)
 		r_;                                                                                \
 	})
 
+/* ---- what is not plain.  off: IO_POS, an offset, or below that for one that is invalid ---- */
+
+__attribute__((noinline, cold)) static ssize_t slow_read(struct ctx *c, int fd,
+							 const struct iovec *iov, int cnt,
+							 off_t off, int flags)
+{
+	struct file *f = file_get(c, fd);
+	ssize_t r;
+
+	if (sys_err(f))
+		return wrap_ret((ssize_t)f);
+	if (f) {
+		r = io_read(c, f, fd, iov, cnt, off, flags);
+		file_put(c, f);
+		return wrap_ret(r);
+	}
+	if (!iov_hits(c, iov, cnt))
+		return off == IO_POS && !flags ? c->real.readv(fd, iov, cnt)
+					       : c->real.preadv2(fd, iov, cnt, off, flags);
+	return BOUNCED(iov, cnt,
+		       off == IO_POS && !flags ? c->real.readv(fd, b_, 1)
+					       : c->real.preadv2(fd, b_, 1, off, flags));
+}
+
+__attribute__((noinline, cold)) static ssize_t slow_write(struct ctx *c, int fd,
+							  const struct iovec *iov, int cnt,
+							  off_t off, int flags)
+{
+	struct file *f = file_get(c, fd);
+	ssize_t r;
+
+	if (sys_err(f))
+		return wrap_ret((ssize_t)f);
+	if (f) {
+		r = io_write(c, f, fd, iov, cnt, off, flags);
+		file_put(c, f);
+		return wrap_ret(r);
+	}
+	return POPULATED(c, iov, cnt,
+			 off == IO_POS && !flags ? c->real.writev(fd, iov, cnt)
+						 : c->real.pwritev2(fd, iov, cnt, off, flags));
+}
+
+/* -1 is the descriptor's position for preadv2 and pwritev2 only. */
+static inline off_t at(off_t off)
+{
+	return off < 0 ? LONG_MIN : off;
+}
+
 /* ---- read ---- */
 
 ssize_t w_read(int fd, void *buf, size_t n)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = file_get(c, fd);
-	struct iovec v = {buf, n};
 
-	if (likely(!f)) {
-		if (likely(!map_hits(c, buf, n)))
-			return c->real.read(fd, buf, n);
-		return BOUNCED(&v, 1, c->real.read(fd, b_->iov_base, b_->iov_len));
-	}
-	return managed_read(c, f, fd, &v, 1, IO_POS, 0);
+	if (plain(c, fd, buf, n))
+		return c->real.read(fd, buf, n);
+	return slow_read(c, fd, &(struct iovec){buf, n}, 1, IO_POS, 0);
 }
 
 ssize_t w_pread(int fd, void *buf, size_t n, off_t off)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = file_get(c, fd);
-	struct iovec v = {buf, n};
 
-	if (likely(!f)) {
-		if (likely(!map_hits(c, buf, n)))
-			return c->real.pread(fd, buf, n, off);
-		return BOUNCED(&v, 1, c->real.pread(fd, b_->iov_base, b_->iov_len, off));
-	}
-	return managed_read(c, f, fd, &v, 1, off < 0 ? LONG_MIN : off, 0);
+	if (plain(c, fd, buf, n))
+		return c->real.pread(fd, buf, n, off);
+	return slow_read(c, fd, &(struct iovec){buf, n}, 1, at(off), 0);
 }
 WRAP_ALIAS(pread64, pread);
 
 ssize_t w_readv(int fd, const struct iovec *iov, int cnt)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = file_get(c, fd);
 
-	if (likely(!f)) {
-		if (likely(!iov_hits(c, iov, cnt)))
-			return c->real.readv(fd, iov, cnt);
-		return BOUNCED(iov, cnt, c->real.readv(fd, b_, 1));
-	}
-	return managed_read(c, f, fd, iov, cnt, IO_POS, 0);
+	if (plain_iov(c, fd, iov, cnt))
+		return c->real.readv(fd, iov, cnt);
+	return slow_read(c, fd, iov, cnt, IO_POS, 0);
 }
 
 ssize_t w_preadv(int fd, const struct iovec *iov, int cnt, off_t off)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = file_get(c, fd);
 
-	if (likely(!f)) {
-		if (likely(!iov_hits(c, iov, cnt)))
-			return c->real.preadv(fd, iov, cnt, off);
-		return BOUNCED(iov, cnt, c->real.preadv(fd, b_, 1, off));
-	}
-	return managed_read(c, f, fd, iov, cnt, off < 0 ? LONG_MIN : off, 0);
+	if (plain_iov(c, fd, iov, cnt))
+		return c->real.preadv(fd, iov, cnt, off);
+	return slow_read(c, fd, iov, cnt, at(off), 0);
 }
 WRAP_ALIAS(preadv64, preadv);
 
-/* Here -1 is the descriptor's position, as it is IO_POS. */
 ssize_t w_preadv2(int fd, const struct iovec *iov, int cnt, off_t off, int flags)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = file_get(c, fd);
 
-	if (likely(!f)) {
-		if (likely(!iov_hits(c, iov, cnt)))
-			return c->real.preadv2(fd, iov, cnt, off, flags);
-		return BOUNCED(iov, cnt, c->real.preadv2(fd, b_, 1, off, flags));
-	}
-	return managed_read(c, f, fd, iov, cnt, off, flags);
+	if (plain_iov(c, fd, iov, cnt))
+		return c->real.preadv2(fd, iov, cnt, off, flags);
+	return slow_read(c, fd, iov, cnt, off, flags);
 }
 WRAP_ALIAS(preadv64v2, preadv2);
 
@@ -209,70 +221,48 @@ WRAP_ALIAS(__pread64_chk, __pread_chk);
 ssize_t w_write(int fd, const void *buf, size_t n)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = file_get(c, fd);
-	struct iovec v = {(void *)(uintptr_t)buf, n};
 
-	if (likely(!f)) {
-		if (likely(!map_hits(c, buf, n)))
-			return c->real.write(fd, buf, n);
-		return POPULATED(c, &v, 1, c->real.write(fd, buf, n));
-	}
-	return managed_write(c, f, fd, &v, 1, IO_POS, 0);
+	if (plain(c, fd, buf, n))
+		return c->real.write(fd, buf, n);
+	return slow_write(c, fd, &(struct iovec){(void *)(uintptr_t)buf, n}, 1, IO_POS, 0);
 }
 
 ssize_t w_pwrite(int fd, const void *buf, size_t n, off_t off)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = file_get(c, fd);
-	struct iovec v = {(void *)(uintptr_t)buf, n};
 
-	if (likely(!f)) {
-		if (likely(!map_hits(c, buf, n)))
-			return c->real.pwrite(fd, buf, n, off);
-		return POPULATED(c, &v, 1, c->real.pwrite(fd, buf, n, off));
-	}
-	return managed_write(c, f, fd, &v, 1, off < 0 ? LONG_MIN : off, 0);
+	if (plain(c, fd, buf, n))
+		return c->real.pwrite(fd, buf, n, off);
+	return slow_write(c, fd, &(struct iovec){(void *)(uintptr_t)buf, n}, 1, at(off), 0);
 }
 WRAP_ALIAS(pwrite64, pwrite);
 
 ssize_t w_writev(int fd, const struct iovec *iov, int cnt)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = file_get(c, fd);
 
-	if (likely(!f)) {
-		if (likely(!iov_hits(c, iov, cnt)))
-			return c->real.writev(fd, iov, cnt);
-		return POPULATED(c, iov, cnt, c->real.writev(fd, iov, cnt));
-	}
-	return managed_write(c, f, fd, iov, cnt, IO_POS, 0);
+	if (plain_iov(c, fd, iov, cnt))
+		return c->real.writev(fd, iov, cnt);
+	return slow_write(c, fd, iov, cnt, IO_POS, 0);
 }
 
 ssize_t w_pwritev(int fd, const struct iovec *iov, int cnt, off_t off)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = file_get(c, fd);
 
-	if (likely(!f)) {
-		if (likely(!iov_hits(c, iov, cnt)))
-			return c->real.pwritev(fd, iov, cnt, off);
-		return POPULATED(c, iov, cnt, c->real.pwritev(fd, iov, cnt, off));
-	}
-	return managed_write(c, f, fd, iov, cnt, off < 0 ? LONG_MIN : off, 0);
+	if (plain_iov(c, fd, iov, cnt))
+		return c->real.pwritev(fd, iov, cnt, off);
+	return slow_write(c, fd, iov, cnt, at(off), 0);
 }
 WRAP_ALIAS(pwritev64, pwritev);
 
 ssize_t w_pwritev2(int fd, const struct iovec *iov, int cnt, off_t off, int flags)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = file_get(c, fd);
 
-	if (likely(!f)) {
-		if (likely(!iov_hits(c, iov, cnt)))
-			return c->real.pwritev2(fd, iov, cnt, off, flags);
-		return POPULATED(c, iov, cnt, c->real.pwritev2(fd, iov, cnt, off, flags));
-	}
-	return managed_write(c, f, fd, iov, cnt, off, flags);
+	if (plain_iov(c, fd, iov, cnt))
+		return c->real.pwritev2(fd, iov, cnt, off, flags);
+	return slow_write(c, fd, iov, cnt, off, flags);
 }
 WRAP_ALIAS(pwritev64v2, pwritev2);
 
