@@ -56,6 +56,17 @@ check() {
 		printf '%s\n' "$out" | sed 's/^/    /'
 	fi
 }
+# here NAME COMMAND...: the same for functions that start or stop something: not in a subshell.
+here() {
+	local name=$1
+	shift
+	if "$@" >"$T/why" 2>&1; then
+		ok "$name"
+	else
+		not_ok "$name" "$(tail -n 1 "$T/why")"
+		sed 's/^/    /' "$T/why"
+	fi
+}
 die() {
 	echo "not ok ${0##*/}$VARIANT: $*"
 	exit 1

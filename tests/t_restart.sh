@@ -20,16 +20,6 @@ both() {
 	done
 }
 edit() { printf '%s' "$3" | dd of="$T/vol/f$1" bs=1 seek="$2" conv=notrunc status=none; }
-# The functions restart the server, so they run in this shell: result NAME FUNCTION.
-result() {
-	if "$2" >"$T/why" 2>&1; then
-		ok "$1"
-	else
-		not_ok "$1" "$(tail -n 1 "$T/why")"
-		sed 's/^/    /' "$T/why"
-	fi
-}
-
 changed_meanwhile() { # SIGNAL FILE
 	both "$2" b && want b 61 all "$2" 0 "$LEN" || return
 	stop_server "$1"
@@ -40,8 +30,8 @@ changed_meanwhile() { # SIGNAL FILE
 }
 term() { changed_meanwhile TERM 1; }
 killed() { changed_meanwhile KILL 2; }
-result change-while-server-was-stopped-is-seen term
-result change-while-server-was-killed-is-seen killed
+here change-while-server-was-stopped-is-seen term
+here change-while-server-was-killed-is-seen killed
 
 # A flush waits for the server; what was stored before it went is not lost.
 flush_waits() {
@@ -55,7 +45,7 @@ flush_waits() {
 	[ "$answer" = ok ] || { echo "msync: $answer"; return 1; }
 	want b 7a load 3 0 1
 }
-result flush-waits-for-the-server flush_waits
+here flush-waits-for-the-server flush_waits
 
 agent_killed_reader() {
 	local pid
@@ -68,7 +58,7 @@ agent_killed_reader() {
 	another() { pid2=$(agent_pid B) && [ "$pid2" != "$pid" ]; }
 	eventually 10 another || { echo "the supervisor started no other agent"; return 1; }
 }
-result reader-goes-on-after-kill-of-agent agent_killed_reader
+here reader-goes-on-after-kill-of-agent agent_killed_reader
 
 agent_killed_dirty() {
 	both 5 a b && want b 61 load 5 0 1 && want a 61 load 5 0 1 &&
@@ -77,7 +67,7 @@ agent_killed_dirty() {
 	want a ok store 5 8192 7c && want a ok msync 5 && want a ok fsync 5 &&
 		want b 7a load 5 0 1 && want b 617b load 5 4096 2 && want b 7c load 5 8192 1
 }
-result dirty-pages-survive-kill-of-agent agent_killed_dirty
+here dirty-pages-survive-kill-of-agent agent_killed_dirty
 
 # Its pages belong to the agent, which flushes them.
 program_killed() {
@@ -88,7 +78,7 @@ program_killed() {
 	wait "${WPID[victim]}" 2>/dev/null
 	want b ok spin 6 0 7a && want b ok spin 6 4096 7b
 }
-result stores-survive-kill-of-program program_killed
+here stores-survive-kill-of-program program_killed
 
 # Supervisor and agent gone: whoever comes next starts another pair.
 all_killed() {
@@ -100,6 +90,6 @@ all_killed() {
 	got=$(raw B head -c 2 "$T/vol/f6")
 	[ "$got" = aa ] || { echo "the copy on host B is not frozen: '$got'"; return 1; }
 }
-result new-programs-start-a-new-agent all_killed
+here new-programs-start-a-new-agent all_killed
 dismiss a
 finish

@@ -56,17 +56,19 @@ static void extent(const struct hist *h, size_t n, size_t *first, size_t *last, 
 	for (size_t m = 0; m < n; m++) {
 		double total = (double)hist_total(&h[m]);
 		for (size_t i = 0; i < BINS; i++) {
-			if (!h[m].n[i])
+			/* Single stragglers far out do not stretch the picture. */
+			if (total == 0 || (double)h[m].n[i] < total * 3e-4)
 				continue;
 			if (i < *first)
 				*first = i;
-			/* Single stragglers far out do not stretch the picture. */
-			if (i > *last && (double)h[m].n[i] > total * 2e-4)
+			if (i > *last)
 				*last = i;
 			if ((double)h[m].n[i] / total > *top)
 				*top = (double)h[m].n[i] / total;
 		}
 	}
+	if (*first > *last)
+		*first = *last;
 	*first = *first > 2 ? *first - 2 : 0;
 	*last = *last + 4 < BINS ? *last + 4 : BINS - 1;
 }
@@ -136,7 +138,7 @@ int svg_write(const char *path, const struct hist *h, size_t n)
 				LEFT + ((double)(i - first) + 0.5) * xs,
 				H - BOTTOM - (double)h[m].n[i] / total * ys);
 		fputs("'/>\n", f);
-		double x = W - RIGHT - 330, y = TOP + 14 + 22 * (double)m;
+		double x = W - RIGHT - 420, y = TOP + 14 + 22 * (double)m;
 		fprintf(f,
 			"<rect x='%.0f' y='%.0f' width='14' height='14' fill='%s'/>"
 			"<text x='%.0f' y='%.0f'>%s: median %.1f µs, 99 %% within %.1f µs</text>\n",
