@@ -16,7 +16,7 @@ static const char usage_text[] =
     "       refault --version | --help\n"
     "\n"
     "run     run PROGRAM so that files under each PATH that it maps, reads or writes are coherent\n"
-    "        with other hosts; ADDRESS is unix:SOCKET,name=EXPORT (see refault-server(8))\n"
+    "        with other hosts; ADDRESS is unix:SOCKET[,name=EXPORT], see refault-server(8)\n"
     "status  print what this user's agent holds and has counted\n"
     "stop    flush what is dirty and end the agent\n"
     "\n"

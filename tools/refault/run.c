@@ -8,6 +8,7 @@
 #include <err.h>
 #include <errno.h>
 #include <getopt.h>
+#include <libgen.h>
 #include <limits.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -30,17 +31,17 @@ static bool add_volume(char **list, const char *spec)
 
 	const char *eq = strchr(spec, '=');
 	if (!eq || eq == spec || (size_t)(eq - spec) >= sizeof(given)) {
-		warnx("volume '%s': should be PATH=unix:SOCKET,name=EXPORT", spec);
+		warnx("volume '%s': should be PATH=unix:SOCKET[,name=EXPORT]", spec);
 		return false;
 	}
 	memcpy(given, spec, (size_t)(eq - spec));
 	given[eq - spec] = 0;
 
-	const char *addr = eq + 1;
+	const char *addr = eq + 1, *name = strchr(addr, ',');
 	size_t sock = strcspn(addr, ",");
-	if (strncmp(addr, "unix:", 5) != 0 || strncmp(addr + sock, ",name=", 6) != 0 ||
-	    addr[sock + 6] == 0 || strpbrk(addr + sock + 6, ",/") || strpbrk(addr, ";\n")) {
-		warnx("volume '%s': address '%s' should be unix:SOCKET,name=EXPORT", spec, addr);
+	if (strncmp(addr, "unix:", 5) != 0 || strpbrk(addr, ";\n") ||
+	    (name && (strncmp(name, ",name=", 6) != 0 || !name[6] || strpbrk(name + 1, ",/")))) {
+		warnx("volume '%s': address '%s' should be unix:SOCKET[,name=EXPORT]", spec, addr);
 		return false;
 	}
 	if (addr[5] != '/' || sock - 5 >= sizeof(sa.sun_path)) {
@@ -62,8 +63,17 @@ static bool add_volume(char **list, const char *spec)
 		return false;
 	}
 
+	/* Where the name is not given it is the last part of the path: of the path as it was given.
+	 */
+	const char *base = name ? "" : basename(given);
+	if (!name && (!*base || strcmp(base, "/") == 0 || *base == '.')) {
+		warnx("volume '%s': '%s' gives no name for the export; add ,name=EXPORT", spec,
+		      given);
+		return false;
+	}
 	char *longer;
-	if (asprintf(&longer, "%s%s%s=%s", *list ? *list : "", *list ? ";" : "", path, addr) < 0)
+	if (asprintf(&longer, "%s%s%s=%s%s%s", *list ? *list : "", *list ? ";" : "", path, addr,
+		     name ? "" : ",name=", base) < 0)
 		err(CMD_OWN_FAILURE, "memory");
 	free(*list);
 	*list = longer;
@@ -168,7 +178,7 @@ int cmd_run(int argc, char **argv)
 		if (o != 'v') {
 			fprintf(
 			    o == 'h' ? stdout : stderr,
-			    "usage: refault run [--volume PATH=unix:SOCKET,name=EXPORT]... [--] "
+			    "usage: refault run [--volume PATH=unix:SOCKET[,name=EXPORT]]... [--] "
 			    "PROGRAM [ARGUMENT]...\n");
 			return o == 'h' ? 0 : CMD_OWN_FAILURE;
 		}
@@ -181,7 +191,7 @@ int cmd_run(int argc, char **argv)
 		return CMD_OWN_FAILURE;
 	}
 	if (!volumes && !have_volume_file()) {
-		warnx("no volume: give --volume PATH=unix:SOCKET,name=EXPORT, or set "
+		warnx("no volume: give --volume PATH=unix:SOCKET[,name=EXPORT], or set "
 		      "REFAULT_VOLUMES, or write /etc/refault/volumes");
 		return CMD_OWN_FAILURE;
 	}
