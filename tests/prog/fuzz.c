@@ -3,14 +3,16 @@
  * fuzz agent|server SOCKET SEED N - random and mutated messages; the receiver must survive them.
  *
  * agent: seqpackets that start as a valid struct rf_req and are then damaged, with and without
- * descriptors of the wrong kind.  server: frames of protocol.x, damaged likewise, also behind a
- * valid HELLO.  Connects again whenever it is hung up on, and never waits for an answer.  It never
- * says "stop".  Prints the seed and how often it was hung up on.
+ * descriptors of the wrong kind.  server: frames of protocol.x, damaged likewise, most of them
+ * behind a valid HELLO.  Whoever is hung up on connects again, so that every message is looked at:
+ * a frame is followed by a PING and waits for the PONG or the end.  It never says "stop".  Prints
+ * the seed and how often it was hung up on.
  */
 #include <arpa/inet.h>
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -45,6 +47,7 @@ static void dial(void)
 		err(1, "%s after %lu messages", sa.sun_path, sent);
 	struct timeval patience = {.tv_sec = 20};
 	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
 }
 
 static void hang_up(void)
@@ -53,15 +56,53 @@ static void hang_up(void)
 	fd = -1;
 }
 
-/* Whatever came back is thrown away, so that the other side never waits for us. */
+/*
+ * Whatever came back is thrown away, so that the other side never waits for us.  An agent says
+ * nothing to a request that it accepts: it has a moment to hang up.
+ */
 static bool drain(void)
 {
 	static char sink[1 << 16];
+	struct pollfd p = {.fd = fd, .events = POLLIN};
 	ssize_t n;
 
+	if (kind == SOCK_SEQPACKET)
+		poll(&p, 1, 1);
 	while ((n = recv(fd, sink, sizeof(sink), MSG_DONTWAIT)) > 0)
 		continue;
 	return n < 0 && errno == EAGAIN;
+}
+
+static bool receive(void *p, size_t n)
+{
+	ssize_t r = recv(fd, p, n, MSG_WAITALL);
+
+	if (r < 0 && errno == EAGAIN)
+		errx(1, "no answer to a PING after %lu messages", sent);
+	return r == (ssize_t)n;
+}
+
+/* False: hung up. */
+static bool pong(void)
+{
+	static const uint32_t ping[] = {12, 8, 0xffff, 16};
+	static unsigned char junk[1 << 22];
+	uint32_t be[4], head[4];
+
+	for (int i = 0; i < 4; i++)
+		be[i] = htonl(ping[i]);
+	if (send(fd, be, sizeof(be), MSG_NOSIGNAL) != sizeof(be))
+		return false;
+	do {
+		if (!receive(head, sizeof(head)))
+			return false;
+		size_t rest = ntohl(head[0]) - 12;
+		if (rest > sizeof(junk))
+			errx(1, "a frame of %u bytes came back", ntohl(head[0]));
+		if (rest && !receive(junk, rest))
+			return false;
+	} while (ntohl(head[3]) != 17);
+	return true;
 }
 
 static void transmit(const void *p, size_t n, int nfds)
@@ -193,6 +234,48 @@ static size_t frame(unsigned char *p, size_t n, size_t payload)
 	return n + payload;
 }
 
+/* The XDR of each call: u unsigned, h hyper, b bool, s string, r ranges; F = uhhs is a file. */
+static const char *const shape[TYPES] = {
+    [3] = "s",          [5] = "uuus",    [6] = "uhhsb",      [8] = "uhhshhb",
+    [10] = "uhhshhbbr", [11] = "uhhshb", [12] = "uhhshhbhb", [13] = "uhhshhh",
+    [14] = "uhhs",      [15] = "ur",     [16] = "",          [18] = "h"};
+
+static uint32_t number(void)
+{
+	return rnd(8) ? (uint32_t)rnd(5) : (uint32_t)rnd((uint64_t)1 << 32);
+}
+
+static size_t put_string(unsigned char *p, size_t at)
+{
+	static const char *const names[] = {
+	    "fuzzed", "",   "../f", "/etc/passwd", "sub/../../f", "a/very/long/way/to/nowhere",
+	    ".",      "f\n"};
+	const char *s = names[rnd(sizeof(names) / sizeof(names[0]))];
+	size_t len = strlen(s);
+
+	at = put(p, at, (uint32_t)len);
+	memset(p + at, 0, 32);
+	memcpy(p + at, s, len);
+	return at + ((len + 3) & ~(size_t)3);
+}
+
+static size_t put_shape(unsigned char *p, size_t at, const char *fields)
+{
+	for (; *fields; fields++) {
+		size_t words = *fields == 'h' ? 2 : *fields == 'u' || *fields == 'b' ? 1 : 0;
+		if (*fields == 's') {
+			at = put_string(p, at);
+		} else if (*fields == 'r') {
+			uint32_t n = (uint32_t)rnd(5);
+			at = put(p, at, n);
+			words = n * 4;
+		}
+		while (words--)
+			at = put(p, at, *fields == 'b' ? (uint32_t)rnd(2) : number());
+	}
+	return at;
+}
+
 static void to_server(void)
 {
 	static unsigned char buf[MAX];
@@ -202,9 +285,11 @@ static void to_server(void)
 		n = 1 + rnd(MAX - 1);
 		noise(buf, n);
 		transmit(buf, n, 0);
+		if (fd >= 0)
+			hang_up();
 		return;
 	}
-	if (fd < 0 && rnd(4)) {
+	if (fd < 0 && rnd(8)) {
 		n = put(buf, n, 1);
 		n = put(buf, n, 1 /* HELLO */);
 		n = put(buf, n, 1 /* proto */);
@@ -220,15 +305,37 @@ static void to_server(void)
 		n = 8;
 	}
 	n = put(buf, n, (uint32_t)rnd(1000));
-	n = put(buf, n, (uint32_t)rnd(TYPES));
-	for (size_t words = rnd(40); words; words--)
-		n = put(buf, n, rnd(3) ? (uint32_t)rnd(8) : (uint32_t)rnd(1u << 31));
-	n = frame(buf, n, rnd(3) ? 0 : rnd(256));
-	if (rnd(2))
-		n = 8 + damage(buf + 8, n - 8);
+	size_t type = rnd(TYPES);
+	n = put(buf, n, (uint32_t)type);
+	if (shape[type] && rnd(4))
+		n = put_shape(buf, n, shape[type]);
 	else
-		n = damage(buf, n);
-	transmit(buf, n, 0);
+		for (size_t words = rnd(40); words; words--)
+			n = put(buf, n, number());
+	n = frame(buf, n, rnd(3) ? 0 : rnd(256));
+	if (rnd(3) == 0) {
+		transmit(buf, n, 0);
+		if (fd >= 0 && !pong()) {
+			hangups++;
+			hang_up();
+		}
+	} else if (rnd(8)) {
+		/* Behind an intact header, so that it is looked into. */
+		size_t payload = n;
+		n = 8 + damage(buf + 8, n - 8);
+		if (n != payload)
+			put(buf, 0, (uint32_t)(n - 4));
+		transmit(buf, n, 0);
+		if (fd >= 0 && !pong()) {
+			hangups++;
+			hang_up();
+		}
+	} else {
+		/* What follows a broken header would only be swallowed as its payload. */
+		transmit(buf, damage(buf, n), 0);
+		if (fd >= 0)
+			hang_up();
+	}
 }
 
 int main(int argc, char **argv)
