@@ -179,6 +179,13 @@ static void noise(unsigned char *p, size_t n)
 		p[i] = (unsigned char)rnd(256);
 }
 
+/* Text as the wire has it: no NUL behind. */
+static void put_text(unsigned char *p, const char *s)
+{
+	while (*s)
+		*p++ = (unsigned char)*s++;
+}
+
 static void to_agent(void)
 {
 	static unsigned char buf[MAX];
@@ -204,10 +211,10 @@ static void to_agent(void)
 					    .name_len = 3,
 					    .path_len = 9};
 			memcpy(buf + n, &o, sizeof(o));
-			memcpy(buf + n + sizeof(o), "unix:/nonexistent/skvolsome/file", 32);
+			put_text(buf + n + sizeof(o), "unix:/nonexistent/skvolsome/file");
 			n += sizeof(o) + 32;
 		} else if (q.op == RF_OP_INFO) {
-			memcpy(buf + n, rnd(2) ? "status" : "ping..", 6);
+			put_text(buf + n, rnd(2) ? "status" : "ping..");
 			n += 6;
 		} else if (rnd(2)) {
 			size_t extra = rnd(512);
@@ -255,7 +262,7 @@ static size_t put_string(unsigned char *p, size_t at)
 
 	at = put(p, at, (uint32_t)len);
 	memset(p + at, 0, 32);
-	memcpy(p + at, s, len);
+	put_text(p + at, s);
 	return at + ((len + 3) & ~(size_t)3);
 }
 
@@ -295,12 +302,13 @@ static void to_server(void)
 		n = put(buf, n, 1 /* proto */);
 		noise(buf + n, 16);
 		n = put(buf, n + 16, 4);
-		memcpy(buf + n, "fuzz", 4);
+		put_text(buf + n, "fuzz");
 		transmit(buf, frame(buf, n + 4, 0), 0);
 		n = put(buf, 8, 2);
 		n = put(buf, n, 3 /* VOLUME */);
 		n = put(buf, n, 3);
-		memcpy(buf + n, "vol", 4);
+		memset(buf + n, 0, 4);
+		put_text(buf + n, "vol");
 		transmit(buf, frame(buf, n + 4, 0), 0);
 		n = 8;
 	}
@@ -348,7 +356,7 @@ int main(int argc, char **argv)
 
 	if (strlen(argv[2]) >= sizeof(sa.sun_path))
 		errx(2, "%s: too long", argv[2]);
-	strcpy(sa.sun_path, argv[2]);
+	memcpy(sa.sun_path, argv[2], strlen(argv[2]) + 1);
 	kind = agent ? SOCK_SEQPACKET : SOCK_STREAM;
 	state = seed * 0x9e3779b97f4a7c15u + 1;
 	printf("seed %ju\n", (uintmax_t)seed);

@@ -166,7 +166,8 @@ static void worker_tests(unsigned round)
 
 static void distributions(unsigned round)
 {
-	for (int i = 0; i < 3; i++) {
+	for (unsigned k = 0; k < 3; k++) {
+		unsigned i = (k + round) % 3;
 		send_line(hist_who[i], "dist", 0, round);
 		char *p = answer(hist_who[i]);
 		for (size_t b = 0; b < BINS; b++)

@@ -73,6 +73,67 @@ static void extent(const struct hist *h, size_t n, size_t *first, size_t *last, 
 	*last = *last + 4 < BINS ? *last + 4 : BINS - 1;
 }
 
+/* A vertical line at each 1, 2, 5 of a decade. */
+static void x_axis(FILE *f, size_t first, size_t last, double xs)
+{
+	static const int steps[] = {1, 2, 5};
+
+	for (int decade = 2; decade < 9; decade++) {
+		for (int k = 0; k < 3; k++) {
+			double ns = pow(10, decade) * steps[k];
+			double b = log2(ns / BIN_FIRST) * BINS_PER_OCTAVE;
+			if (b < (double)first || b > (double)last)
+				continue;
+			double x = LEFT + (b - (double)first) * xs;
+			fprintf(f, "<line x1='%.1f' y1='%d' x2='%.1f' y2='%d' stroke='#ddd'/>", x,
+				TOP, x, H - BOTTOM);
+			fprintf(f, "<text x='%.1f' y='%d' text-anchor='middle'>%g</text>\n", x,
+				H - BOTTOM + 18, ns / 1000);
+		}
+	}
+	fprintf(f, "<path d='M%d %dV%dH%d' fill='none' stroke='black'/>\n", LEFT, TOP, H - BOTTOM,
+		W - RIGHT);
+	fprintf(f, "<text x='%d' y='%d' text-anchor='middle'>", (LEFT + W - RIGHT) / 2,
+		H - BOTTOM + 45);
+	fputs("latency, microseconds (logarithmic)</text>\n", f);
+}
+
+/* About five horizontal lines. */
+static void y_axis(FILE *f, double top, double ys)
+{
+	double step = top > 0.5 ? 0.2 : top > 0.2 ? 0.1 : top > 0.1 ? 0.05 : 0.02;
+
+	for (int i = 0; step * i <= top; i++) {
+		double y = H - BOTTOM - step * i * ys;
+		fprintf(f, "<line x1='%d' y1='%.1f' x2='%d' y2='%.1f' stroke='#ddd'/>", LEFT, y,
+			W - RIGHT, y);
+		fprintf(f, "<text x='%d' y='%.1f' text-anchor='end'>%.0f %%</text>\n", LEFT - 8,
+			y + 4, step * i * 100);
+	}
+	fprintf(f, "<text transform='translate(18 %d) rotate(-90)' text-anchor='middle'>",
+		(TOP + H - BOTTOM) / 2);
+	fputs("share of the faults</text>\n", f);
+}
+
+static void curve(FILE *f, const struct hist *h, size_t m, size_t first, size_t last, double xs,
+		  double ys)
+{
+	double total = (double)hist_total(h);
+	const char *c = colour[m % (sizeof(colour) / sizeof(colour[0]))];
+	int x = W - RIGHT - 420, y = TOP + 14 + 22 * (int)m;
+
+	if (total == 0)
+		return;
+	fprintf(f, "<path fill='%s' fill-opacity='0.15' stroke='%s' stroke-width='2' d='", c, c);
+	for (size_t i = first; i <= last; i++)
+		fprintf(f, "%c%.1f %.1f", i == first ? 'M' : 'L',
+			LEFT + ((double)(i - first) + 0.5) * xs,
+			H - BOTTOM - (double)h->n[i] / total * ys);
+	fprintf(f, "'/>\n<rect x='%d' y='%d' width='14' height='14' fill='%s'/>", x, y - 12, c);
+	fprintf(f, "<text x='%d' y='%d'>%s: median %.1f µs, 99 %% within %.1f µs</text>\n", x + 22,
+		y, h->name, hist_percentile(h, 50) / 1000, hist_percentile(h, 99) / 1000);
+}
+
 int svg_write(const char *path, const struct hist *h, size_t n)
 {
 	size_t first, last;
@@ -82,69 +143,20 @@ int svg_write(const char *path, const struct hist *h, size_t n)
 	if (!f)
 		return -errno;
 	extent(h, n, &first, &last, &top);
-	double xs = (double)(W - LEFT - RIGHT) / (double)(last - first);
+	double xs = (double)(W - LEFT - RIGHT) / (double)(last - first + 1);
 	double ys = (double)(H - TOP - BOTTOM) / top;
 
-	fprintf(
-	    f,
-	    "<svg xmlns='http://www.w3.org/2000/svg' width='%d' height='%d' "
-	    "viewBox='0 0 %d %d' font-family='sans-serif' font-size='13'>\n"
-	    "<rect width='100%%' height='100%%' fill='white'/>\n"
-	    "<text x='%d' y='28' font-size='17'>Latency of a page fault on a cached page</text>\n"
-	    "<text x='%d' y='47' fill='#555'>one load in each block of 64 pages, random order, "
-	    "page-table entries stripped</text>\n",
-	    W, H, W, H, LEFT, LEFT);
-
-	/* x: a line at each 1, 2, 5 of a decade */
-	for (double decade = 100; decade < 1e9; decade *= 10) {
-		for (int k = 0; k < 3; k++) {
-			double ns = decade * (k == 0 ? 1 : k == 1 ? 2 : 5);
-			double b = log2(ns / BIN_FIRST) * BINS_PER_OCTAVE;
-			if (b < (double)first || b > (double)last)
-				continue;
-			double x = LEFT + (b - (double)first) * xs;
-			fprintf(f,
-				"<line x1='%.1f' y1='%d' x2='%.1f' y2='%d' stroke='#ddd'/>"
-				"<text x='%.1f' y='%d' text-anchor='middle'>%g</text>\n",
-				x, TOP, x, H - BOTTOM, x, H - BOTTOM + 18, ns / 1000);
-		}
-	}
-	/* y: about five lines */
-	double step = top > 0.5 ? 0.2 : top > 0.2 ? 0.1 : top > 0.1 ? 0.05 : 0.02;
-	for (double y = 0; y <= top; y += step)
-		fprintf(f,
-			"<line x1='%d' y1='%.1f' x2='%d' y2='%.1f' stroke='#ddd'/>"
-			"<text x='%d' y='%.1f' text-anchor='end'>%.0f %%</text>\n",
-			LEFT, H - BOTTOM - y * ys, W - RIGHT, H - BOTTOM - y * ys, LEFT - 8,
-			H - BOTTOM - y * ys + 4, y * 100);
-	fprintf(
-	    f,
-	    "<line x1='%d' y1='%d' x2='%d' y2='%d' stroke='black'/>\n"
-	    "<line x1='%d' y1='%d' x2='%d' y2='%d' stroke='black'/>\n"
-	    "<text x='%d' y='%d' text-anchor='middle'>latency, microseconds (logarithmic)</text>\n"
-	    "<text transform='translate(18 %d) rotate(-90)' text-anchor='middle'>share of the "
-	    "faults</text>\n",
-	    LEFT, H - BOTTOM, W - RIGHT, H - BOTTOM, LEFT, TOP, LEFT, H - BOTTOM,
-	    (LEFT + W - RIGHT) / 2, H - BOTTOM + 45, (TOP + H - BOTTOM) / 2);
-
-	for (size_t m = 0; m < n; m++) {
-		double total = (double)hist_total(&h[m]);
-		if (total == 0)
-			continue;
-		fprintf(f, "<path fill='%s' fill-opacity='0.15' stroke='%s' stroke-width='2' d='M",
-			colour[m % 4], colour[m % 4]);
-		for (size_t i = first; i <= last; i++)
-			fprintf(f, "%s%.1f %.1f", i == first ? "" : " L",
-				LEFT + ((double)(i - first) + 0.5) * xs,
-				H - BOTTOM - (double)h[m].n[i] / total * ys);
-		fputs("'/>\n", f);
-		double x = W - RIGHT - 420, y = TOP + 14 + 22 * (double)m;
-		fprintf(f,
-			"<rect x='%.0f' y='%.0f' width='14' height='14' fill='%s'/>"
-			"<text x='%.0f' y='%.0f'>%s: median %.1f µs, 99 %% within %.1f µs</text>\n",
-			x, y - 12, colour[m % 4], x + 22, y, h[m].name,
-			hist_percentile(&h[m], 50) / 1000, hist_percentile(&h[m], 99) / 1000);
-	}
+	fprintf(f, "<svg xmlns='http://www.w3.org/2000/svg' width='%d' height='%d' ", W, H);
+	fprintf(f, "viewBox='0 0 %d %d' font-family='sans-serif' font-size='13'>\n", W, H);
+	fputs("<rect width='100%' height='100%' fill='white'/>\n", f);
+	fprintf(f, "<text x='%d' y='28' font-size='17'>", LEFT);
+	fputs("Latency of a page fault on a cached page</text>\n", f);
+	fprintf(f, "<text x='%d' y='47' fill='#555'>one load in each block of 64 pages, ", LEFT);
+	fputs("random order, page-table entries stripped</text>\n", f);
+	x_axis(f, first, last, xs);
+	y_axis(f, top, ys);
+	for (size_t m = 0; m < n; m++)
+		curve(f, &h[m], m, first, last, xs, ys);
 	fputs("</svg>\n", f);
 	int bad = ferror(f);
 	return fclose(f) || bad ? -EIO : 0;

@@ -162,7 +162,8 @@ static double load_steady(struct worker *w)
 		pass[r] = (double)(now_ns() - t);
 	}
 	sink(sum);
-	return percentile(pass, STEADY_REPEATS, 50) / (double)(words / step);
+	size_t loads = words / step;
+	return percentile(pass, STEADY_REPEATS, 50) / (double)loads;
 }
 
 static double store_first(struct worker *w)
@@ -318,6 +319,7 @@ int worker_main(const char *file, const char *unmanaged, const char *visible, co
 		pin(cpu);
 		obey(&w, test, arg);
 	}
+	free(w.order);
 	return 0;
 }
 
