@@ -7,7 +7,7 @@
 . "$(dirname "$0")/lib.sh"
 
 LEN=65536
-for i in $(seq 1 21); do
+for i in $(seq 1 22); do
 	head -c $LEN /dev/zero | tr '\0' a >"$T/vol/f$i"
 done
 printf 'short' >"$T/vol/short"
@@ -132,6 +132,19 @@ no_refetch_restart() {
 	[ "$after" = "$before" ] || { echo "fetched $((after - before)) times"; return 1; }
 }
 
+no_refetch_hup() {
+	local before after breaks
+	all 22 a b && want b 61 all 22 0 "$LEN" || return
+	before=$(counter B fetch) breaks=$(counter B mass-break)
+	kill -HUP "$SERVER"
+	more_breaks() { [ "$(counter B mass-break)" -gt "$breaks" ]; }
+	eventually 20 more_breaks || { echo "SIGHUP was no mass break"; return 1; }
+	want b 61 all 22 0 "$LEN" || return
+	after=$(counter B fetch)
+	[ "$after" = "$before" ] || { echo "fetched $((after - before)) times"; return 1; }
+	want a ok store 22 0 7a && want a ok msync 22 && want b 7a load 22 0 1
+}
+
 third_party() {
 	all 12 b && want b 61 all 12 0 "$LEN" &&
 		printf 'XY' | dd of="$T/vol/f12" bs=1 seek=4100 conv=notrunc status=none &&
@@ -211,7 +224,8 @@ grow_by_write() {
 check write-past-eof-grows grow_by_write
 
 check chmod-refetches-nothing no_refetch_chmod
-here mass-break-refetches-nothing no_refetch_restart
+here restart-refetches-nothing no_refetch_restart
+check mass-break-refetches-nothing no_refetch_hup
 same bypass-reads-the-stale-copy "$(ask r load 1 0 6)" 616161616161
 dismiss a a2 b r
 finish

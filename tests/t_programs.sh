@@ -24,6 +24,7 @@ fi
 start_server
 make_hosts
 PY=$(command -v /usr/bin/python3 || command -v python3)
+"${PY:-false}" -c 'import mmap, os' 2>/dev/null || PY=
 
 # need NAME PROGRAM: true if it is there, else the test NAME is skipped.
 need() { command -v "${2:-none}" >/dev/null || { skip "$1" "no ${2:-such program} here"; false; }; }
