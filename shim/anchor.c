@@ -9,16 +9,16 @@
  * It is looked at again when a name in it is opened, so the directory may appear later, or another
  * file system be mounted over it.
  *
- * Locks: `resolving`, for the volumes' places; held over open and readlink only.
+ * Locks: once_lock, for the volumes' places; held over open and readlink only.
  */
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/statfs.h>
 
 #include "anchor.h"
 #include "core.h"
-
-static struct sys_lock resolving;
 
 /* /proc/self/fd/N into buf, terminated.  Its length or -errno. */
 static long fd_link(int fd, char *buf, size_t cap)
@@ -45,13 +45,15 @@ static long fd_link(int fd, char *buf, size_t cap)
 /* Where a volume is.  Never changed once published; replaced and leaked if the volume moves. */
 struct place {
 	uint64_t dev;
-	size_t len; /* of path, without trailing slash: 0 for the root */
+	bool any_dev; /* overlayfs: files may show other devices than their directory */
+	size_t len;   /* of path, without trailing slash: 0 for the root */
 	char path[PATH_MAX];
 };
 
 /* 0 or -errno. */
 static int look(const char *conf, struct place *p)
 {
+	struct statfs fs;
 	struct stat st;
 	long fd, r;
 
@@ -59,6 +61,7 @@ static int look(const char *conf, struct place *p)
 	if (fd < 0)
 		return (int)fd;
 	r = rf_syscall(SYS_fstat, fd, &st);
+	p->any_dev = rf_syscall(SYS_fstatfs, fd, &fs) == 0 && fs.f_type == OVERLAYFS_SUPER_MAGIC;
 	if (!r)
 		r = fd_link((int)fd, p->path, sizeof(p->path));
 	rf_syscall(SYS_close, fd);
@@ -69,7 +72,7 @@ static int look(const char *conf, struct place *p)
 	return 0;
 }
 
-static int resolve(struct volume *v)
+static int resolve(struct ctx *c, struct volume *v)
 {
 	const struct place *old;
 	struct place *p;
@@ -79,7 +82,7 @@ static int resolve(struct volume *v)
 	p = sys_mmap(NULL, sizeof(*p), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (sys_err(p))
 		return (int)(long)p;
-	m = sys_lock(&resolving);
+	m = sys_lock(&c->once_lock);
 	r = look(*v->conf ? v->conf : "/", p);
 	old = atomic_load(&v->place);
 	if (r)
@@ -87,10 +90,15 @@ static int resolve(struct volume *v)
 	else if (!old || old->dev != p->dev || strcmp(old->path, p->path) != 0)
 		atomic_store(&v->place, p);
 	atomic_store_explicit(&v->looked, 1, memory_order_release);
-	sys_unlock(&resolving, m);
+	sys_unlock(&c->once_lock, m);
 	if (atomic_load(&v->place) != p)
 		rf_syscall(SYS_munmap, p, sizeof(*p));
 	return r;
+}
+
+static bool on_dev(const struct place *p, uint64_t dev)
+{
+	return p->dev == dev || p->any_dev;
 }
 
 static bool below(const char *text, const char *dir, size_t len)
@@ -99,9 +107,9 @@ static bool below(const char *text, const char *dir, size_t len)
 }
 
 /* The program names something in a volume that leads nowhere, or to another device than it says. */
-static void look_again(struct volume *v)
+static void look_again(struct ctx *c, struct volume *v)
 {
-	int r = resolve(v);
+	int r = resolve(c, v);
 
 	if (r && !atomic_exchange(&v->said, 1))
 		log_line("volume %s: %s; until it is a directory its files are not kept coherent",
@@ -117,13 +125,13 @@ static bool by_dev(struct ctx *c, uint64_t dev, const char *text)
 		const struct place *p;
 
 		if (!atomic_load_explicit(&v->looked, memory_order_acquire))
-			resolve(v);
+			resolve(c, v);
 		p = atomic_load(&v->place);
-		if (text && (!p || p->dev != dev) && below(text, v->conf, v->conf_len)) {
-			look_again(v);
+		if (text && (!p || !on_dev(p, dev)) && below(text, v->conf, v->conf_len)) {
+			look_again(c, v);
 			p = atomic_load(&v->place);
 		}
-		found |= p && p->dev == dev;
+		found |= p && on_dev(p, dev);
 	}
 	return found;
 }
@@ -133,7 +141,29 @@ void anchor_missed(struct ctx *c, const char *text)
 	for (uint32_t i = 0; i < c->nvol; i++)
 		if (below(text, c->vol[i].conf, c->vol[i].conf_len) &&
 		    !atomic_load(&c->vol[i].place))
-			look_again(&c->vol[i]);
+			look_again(c, &c->vol[i]);
+}
+
+bool anchor_names(struct ctx *c, int dir, const char *path)
+{
+	char at[PATH_MAX];
+	long r;
+
+	if (*path != '/') {
+		r = dir == AT_FDCWD ? rf_syscall(SYS_getcwd, at, sizeof(at))
+				    : fd_link(dir, at, sizeof(at));
+		if (r < 0)
+			return false;
+		path = at;
+	}
+	for (uint32_t i = 0; i < c->nvol; i++) {
+		const struct place *p = atomic_load(&c->vol[i].place);
+
+		if (below(path, c->vol[i].conf, c->vol[i].conf_len) ||
+		    (p && below(path, p->path, p->len)))
+			return true;
+	}
+	return false;
 }
 
 bool anchor_dev(struct ctx *c, uint64_t dev)
@@ -159,15 +189,16 @@ bool anchor_of_fd(struct ctx *c, int fd, const char *text, struct anchor *a)
 		return false;
 	r = fd_link(fd, a->path, sizeof(a->path));
 	if (r < 0) {
-		log_line("descriptor %d may be of a volume, but /proc/self/fd cannot be read: errno %d",
-			 fd, (int)-r);
+		log_line(
+		    "descriptor %d may be of a volume, but /proc/self/fd cannot be read: errno %d",
+		    fd, (int)-r);
 		return false;
 	}
 	a->vol = NULL;
 	for (uint32_t i = 0; i < c->nvol; i++) {
 		const struct place *p = atomic_load(&c->vol[i].place);
 
-		if (!p || p->dev != (uint64_t)a->st.st_dev || !below(a->path, p->path, p->len) ||
+		if (!p || !on_dev(p, a->st.st_dev) || !below(a->path, p->path, p->len) ||
 		    (a->vol && p->len < best))
 			continue;
 		a->vol = &c->vol[i];

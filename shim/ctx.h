@@ -6,8 +6,9 @@
  * before ours).  Until a volume is configured nothing else happens; until one is touched no agent
  * is looked for, no handler installed, no memory mapped.
  *
- * Locks, outermost first: attach_lock -> lock.  Both block all signals and are taken by the fork
- * handlers.  attach_lock may be held across the attach handshake; lock never across a request.
+ * Locks, outermost first: attach_lock -> lock -> once_lock.  All block all signals; the first two
+ * are taken by the fork handlers.  attach_lock may be held across the attach handshake; lock never
+ * across a request.
  */
 #ifndef SHIM_CTX_H
 #define SHIM_CTX_H
@@ -66,6 +67,7 @@ struct ctx {
 	struct rf_twins *twins;
 
 	/* descriptors and vnodes */
+	struct sys_lock once_lock; /* innermost: first looks and first times of anchor.c, w_stdio.c */
 	struct sys_lock lock;
 	struct file *_Atomic *_Atomic fds; /* CTX_FDS entries, sparse; NULL until one is managed */
 	_Atomic uint32_t fd_top;	   /* one above the highest ever entered */

@@ -3,8 +3,8 @@
  * file.c - the descriptor table.
  *
  * One anonymous mapping, made at the start if there are volumes: a page that is wiped on fork, with
- * the process's id; then the table; then the objects.  The wiped page is how a vfork child (sees its
- * parent's id) is told from any other: a fork child's first atfork handler enters its own.
+ * the process's id; then the table; then the objects.  The wiped page is how a vfork child (sees
+ * its parent's id) is told from any other: a fork child's first atfork handler enters its own.
  *
  * Reuse.  close() takes the entry out before it closes, so whoever gets the number next finds an
  * empty entry.  A reader between the two holds a reference to the old object and finishes on the
@@ -42,8 +42,8 @@ static struct file *pool(struct ctx *c)
 
 int file_init(struct ctx *c)
 {
-	const size_t len = sizeof(struct own) + CTX_FDS * sizeof(struct file *) +
-			   POOL * sizeof(struct file);
+	const size_t len =
+	    sizeof(struct own) + CTX_FDS * sizeof(struct file *) + POOL * sizeof(struct file);
 	struct own *own = sys_mmap(NULL, len, PROT_READ | PROT_WRITE,
 				   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
@@ -51,7 +51,7 @@ int file_init(struct ctx *c)
 		return (int)(long)own;
 	rf_syscall(SYS_madvise, own, sizeof(*own), MADV_WIPEONFORK);
 	atomic_store(&own->pid, (int32_t)rf_syscall(SYS_getpid));
-	atomic_store(&c->fds, (struct file *_Atomic *)(void *)(own + 1));
+	atomic_store(&c->fds, (struct file * _Atomic *)(void *)(own + 1));
 	fork_init(c);
 	return 0;
 }
@@ -63,6 +63,7 @@ bool file_foreign(struct ctx *c)
 
 void file_fork_child(struct ctx *c)
 {
+	atomic_store(&c->once_lock.w, 0);
 	if (atomic_load(&c->fds))
 		atomic_store(&own_page(c)->pid, (int32_t)rf_syscall(SYS_getpid));
 }
@@ -129,9 +130,8 @@ void file_put(struct ctx *c, struct file *f)
 
 	do {
 		while (n > 1)
-			if (atomic_compare_exchange_weak_explicit(&f->refs, &n, n - 1,
-								  memory_order_release,
-								  memory_order_relaxed))
+			if (atomic_compare_exchange_weak_explicit(
+				&f->refs, &n, n - 1, memory_order_release, memory_order_relaxed))
 				return;
 	} while (!atomic_compare_exchange_weak(&f->refs, &n, BUSY));
 	vn = atomic_exchange(&f->vn, NULL);
@@ -145,7 +145,8 @@ void file_put(struct ctx *c, struct file *f)
 /* Attach, and open what *a found. */
 static int open_vnode(struct ctx *c, const struct anchor *a, int flags, struct vnode **vn)
 {
-	struct rf_open o = {.mode = a->st.st_mode & 07777, .dev = a->st.st_dev, .ino = a->st.st_ino};
+	struct rf_open o = {
+	    .mode = a->st.st_mode & 07777, .dev = a->st.st_dev, .ino = a->st.st_ino};
 	int acc = flags & O_ACCMODE, r;
 
 	o.flags = (acc != O_WRONLY ? RF_OPEN_READ : 0) | (acc != O_RDONLY ? RF_OPEN_WRITE : 0) |
@@ -169,7 +170,8 @@ int file_adopt(struct ctx *c, int fd, const char *text, int flags)
 	r = open_vnode(c, &a, flags, &vn);
 	if (r)
 		return r;
-	if ((flags & O_TRUNC) && (!vnode_valid(c, vn) || atomic_load(&atomic_load(&vn->st)->i_size))) {
+	if ((flags & O_TRUNC) &&
+	    (!vnode_valid(c, vn) || atomic_load(&atomic_load(&vn->st)->i_size))) {
 		const uint64_t arg[4] = {0};
 		r = agent_request(c, RF_OP_SETSIZE, vn->id, arg, NULL, 0, NULL, sys_getmask());
 	}
@@ -215,12 +217,14 @@ struct file *file_get_slow(struct ctx *c, int fd)
 	if (!f)
 		return NULL;
 	if (__builtin_expect(!atomic_load_explicit(&f->vn, memory_order_acquire), 0)) {
-		if (file_foreign(c)) { /* a vfork child about to exec; the new image will adopt it */
+		if (file_foreign(
+			c)) { /* a vfork child about to exec; the new image will adopt it */
 			file_put(c, f);
 			return NULL;
 		}
 		r = open_pending(c, fd, f);
-	} else if (__builtin_expect(!(atomic_load_explicit(&c->attached, memory_order_relaxed) & 1), 0)) {
+	} else if (__builtin_expect(!(atomic_load_explicit(&c->attached, memory_order_relaxed) & 1),
+				    0)) {
 		r = agent_attach(c, true);
 	}
 	if (__builtin_expect(!r, 1))

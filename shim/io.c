@@ -32,7 +32,7 @@
 #include "io.h"
 
 #define CHUNK (64u * 1024)
-#define RUN 32u /* pages copied between two looks at their words */
+#define RUN 32u     /* pages copied between two looks at their words */
 #define TRIES 1000u /* of a page that others take away as fast as it comes */
 
 /* ---- buffers ---- */
@@ -127,8 +127,8 @@ int64_t io_limit(uint64_t start, uint64_t end)
 
 static uint64_t size_of(const struct vnode *vn)
 {
-	return atomic_load_explicit(
-	    &atomic_load_explicit(&vn->st, memory_order_acquire)->i_size, memory_order_acquire);
+	return atomic_load_explicit(&atomic_load_explicit(&vn->st, memory_order_acquire)->i_size,
+				    memory_order_acquire);
 }
 
 int io_validate(struct ctx *c, struct vnode *vn)
@@ -530,7 +530,8 @@ off_t io_seek(struct ctx *c, struct file *f, int fd, off_t off, int whence)
 	if (whence == SEEK_END)
 		return off > 0 && (off_t)size + off < 0 ? -EOVERFLOW
 							: seek(fd, (off_t)size + off, SEEK_SET);
-	/* Holes are not told apart: all is data, with the one hole at the end that lseek(2) allows. */
+	/* Holes are not told apart: all is data, with the one hole at the end that lseek(2) allows.
+	 */
 	if (off < 0 || (uint64_t)off >= size)
 		return -ENXIO;
 	return seek(fd, whence == SEEK_DATA ? off : (off_t)size, SEEK_SET);

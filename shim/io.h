@@ -11,7 +11,7 @@
 #include "file.h"
 
 #define IO_MAX 0x7ffff000u /* the kernel's MAX_RW_COUNT */
-#define IO_POS (-1)	   /* as offset: the descriptor's position */
+#define IO_POS (-1)        /* as offset: the descriptor's position */
 #define IO_LAST_PAGE ((UINT64_C(1) << 36) - 1)
 
 /* The promise holds, or was asked for anew: size and times in the header are as fresh as a read. */

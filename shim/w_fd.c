@@ -9,8 +9,8 @@
  * was decided by it and is not asked of the server again.  O_PATH, O_DIRECTORY and O_TMPFILE are
  * never managed.
  *
- * A vfork child (file_foreign) gets the kernel's calls and nothing else: its descriptors are copies,
- * the table is its parent's.  What it opens is adopted by the program that it execs.
+ * A vfork child (file_foreign) gets the kernel's calls and nothing else: its descriptors are
+ * copies, the table is its parent's.  What it opens is adopted by the program that it execs.
  *
  * Counters, locks: none of its own.
  */

@@ -5,13 +5,12 @@
  * A managed descriptor goes to io.c.  On any other the kernel does it, unless the program's buffer
  * lies in a managed mapping, where the kernel would get EFAULT from a page without PTE:
  *
- *	what takes from the buffer (write, send)	populate it, call, and again on EFAULT: nothing
- *							was taken then
- *	what consumes (read, recv)			through a private buffer, never again: after
- *							EFAULT a datagram would be gone
+ *	what takes from the buffer (write, send)	populate it, call, and again on EFAULT:
+ *nothing was taken then what consumes (read, recv)			through a private buffer,
+ *never again: after EFAULT a datagram would be gone
  *
- * copy_file_range, sendfile and splice would act on the file underneath; on a managed descriptor they
- * fail in the ways that their manual pages tell callers to fall back to read and write.
+ * copy_file_range, sendfile and splice would act on the file underneath; on a managed descriptor
+ *they fail in the ways that their manual pages tell callers to fall back to read and write.
  *
  * Counters, locks: none of its own.
  */
@@ -106,9 +105,8 @@ static void scatter(const struct iovec *iov, const char *src, size_t n)
 
 /* ---- what is not plain.  off: IO_POS, an offset, or below that for one that is invalid ---- */
 
-__attribute__((noinline, cold)) static ssize_t slow_read(struct ctx *c, int fd,
-							 const struct iovec *iov, int cnt,
-							 off_t off, int flags)
+__attribute__((noinline, cold)) static ssize_t
+slow_read(struct ctx *c, int fd, const struct iovec *iov, int cnt, off_t off, int flags)
 {
 	struct file *f = file_get(c, fd);
 	ssize_t r;
@@ -128,9 +126,8 @@ __attribute__((noinline, cold)) static ssize_t slow_read(struct ctx *c, int fd,
 					       : c->real.preadv2(fd, b_, 1, off, flags));
 }
 
-__attribute__((noinline, cold)) static ssize_t slow_write(struct ctx *c, int fd,
-							  const struct iovec *iov, int cnt,
-							  off_t off, int flags)
+__attribute__((noinline, cold)) static ssize_t
+slow_write(struct ctx *c, int fd, const struct iovec *iov, int cnt, off_t off, int flags)
 {
 	struct file *f = file_get(c, fd);
 	ssize_t r;

@@ -3,8 +3,9 @@
  * w_stat.c - size, blocks and times of files that this host holds; all else is the kernel's.
  *
  * A managed descriptor: the vnode's header, after its promise was found valid or was renewed.  A
- * name, or another descriptor: by device and inode in the agent's table, which holds every file that
- * any program of this user has open; an agent is not started for that.
+ * name, or another descriptor: by device and inode in the agent's table, which holds every file
+ * that any program of this user has open.  For a name in a volume the library attaches to an agent
+ * that runs; none is started, and a program that only asks about other files never attaches.
  *
  * Counters, locks: none; entries are read under their sequence number.
  */
@@ -23,7 +24,20 @@ struct times {
 	int64_t mtime, ctime;
 };
 
-static bool attached(struct ctx *c)
+/* What is asked about: a descriptor (path NULL), or a name. */
+struct asked {
+	int fd;
+	const char *path;
+};
+
+static struct asked asked_at(int dir, const char *path, int flags)
+{
+	if ((flags & AT_EMPTY_PATH) && (!path || !*path))
+		path = NULL;
+	return (struct asked){dir, path};
+}
+
+static bool attached(struct ctx *c, struct asked a)
 {
 	static _Atomic uint64_t failed_at;
 	struct timespec t;
@@ -31,11 +45,13 @@ static bool attached(struct ctx *c)
 
 	if (atomic_load_explicit(&c->attached, memory_order_acquire) & 1)
 		return true;
-	if (file_foreign(c))
+	if (!a.path || file_foreign(c))
 		return false;
 	clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
 	now = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 	if (atomic_load(&failed_at) && now - atomic_load(&failed_at) < RETRY_NS)
+		return false;
+	if (!anchor_names(c, a.fd, a.path))
 		return false;
 	atomic_store(&failed_at, now);
 	return agent_attach(c, false) == 0;
@@ -62,7 +78,8 @@ static bool held(struct ctx *c, uint64_t dev, uint64_t ino, struct times *t, uin
 			t->mtime = atomic_load_explicit(&e->mtime, memory_order_relaxed);
 			t->ctime = atomic_load_explicit(&e->ctime, memory_order_relaxed);
 			atomic_thread_fence(memory_order_acquire);
-			if (!(seq & 1) && atomic_load_explicit(&e->seq, memory_order_relaxed) == seq)
+			if (!(seq & 1) &&
+			    atomic_load_explicit(&e->seq, memory_order_relaxed) == seq)
 				break;
 			if (tries > 100000)
 				return false; /* its writer died in the middle */
@@ -86,8 +103,9 @@ static void of_vnode(struct ctx *c, struct vnode *vn, struct times *t)
 	t->ctime = atomic_load(&st->ctime);
 }
 
-/* fd: the descriptor asked about, or -1.  True: *t is to be shown. */
-static bool lookup(struct ctx *c, int fd, uint64_t dev, uint64_t ino, uint32_t mode, struct times *t)
+/* True: *t is to be shown. */
+static bool lookup(struct ctx *c, struct asked a, uint64_t dev, uint64_t ino, uint32_t mode,
+		   struct times *t)
 {
 	struct file *f;
 	struct vnode *vn;
@@ -95,7 +113,7 @@ static bool lookup(struct ctx *c, int fd, uint64_t dev, uint64_t ino, uint32_t m
 
 	if (!c->nvol || !S_ISREG(mode))
 		return false;
-	f = fd >= 0 ? file_get(c, fd) : NULL;
+	f = a.path ? NULL : file_get(c, a.fd);
 	if (f && !sys_err(f)) {
 		if (!held(c, dev, ino, t, &id))
 			t->blocks = (atomic_load(&atomic_load(&f->vn)->st)->i_size + 511) / 512;
@@ -103,7 +121,7 @@ static bool lookup(struct ctx *c, int fd, uint64_t dev, uint64_t ino, uint32_t m
 		file_put(c, f);
 		return true;
 	}
-	if (!anchor_dev(c, dev) || !attached(c) || !held(c, dev, ino, t, &id))
+	if (!anchor_dev(c, dev) || !attached(c, a) || !held(c, dev, ino, t, &id))
 		return false;
 	vn = vnode_by_id(c, id);
 	if (vn && !vnode_valid(c, vn)) {
@@ -113,12 +131,12 @@ static bool lookup(struct ctx *c, int fd, uint64_t dev, uint64_t ino, uint32_t m
 	return true;
 }
 
-static int show(struct ctx *c, int r, int fd, struct stat *st)
+static int show(struct ctx *c, int r, struct asked a, struct stat *st)
 {
 	int saved = errno;
 	struct times t;
 
-	if (r == 0 && lookup(c, fd, st->st_dev, st->st_ino, st->st_mode, &t)) {
+	if (r == 0 && lookup(c, a, st->st_dev, st->st_ino, st->st_mode, &t)) {
 		st->st_size = (off_t)t.size;
 		st->st_blocks = (blkcnt_t)t.blocks;
 		st->st_mtim = (struct timespec){t.mtime / 1000000000, t.mtime % 1000000000};
@@ -131,34 +149,28 @@ static int show(struct ctx *c, int r, int fd, struct stat *st)
 int w_stat(const char *path, struct stat *st)
 {
 	struct ctx *c = ctx_get();
-	return show(c, c->real.stat(path, st), -1, st);
+	return show(c, c->real.stat(path, st), (struct asked){AT_FDCWD, path}, st);
 }
 WRAP_ALIAS(stat64, stat);
 
 int w_lstat(const char *path, struct stat *st)
 {
 	struct ctx *c = ctx_get();
-	return show(c, c->real.lstat(path, st), -1, st);
+	return show(c, c->real.lstat(path, st), (struct asked){AT_FDCWD, path}, st);
 }
 WRAP_ALIAS(lstat64, lstat);
 
 int w_fstat(int fd, struct stat *st)
 {
 	struct ctx *c = ctx_get();
-	return show(c, c->real.fstat(fd, st), fd, st);
+	return show(c, c->real.fstat(fd, st), (struct asked){fd, NULL}, st);
 }
 WRAP_ALIAS(fstat64, fstat);
-
-/* fstatat(fd, "", AT_EMPTY_PATH) asks about fd itself. */
-static int empty_path(int dir, const char *path, int flags)
-{
-	return (flags & AT_EMPTY_PATH) && path && !*path ? dir : -1;
-}
 
 int w_fstatat(int dir, const char *path, struct stat *st, int flags)
 {
 	struct ctx *c = ctx_get();
-	return show(c, c->real.fstatat(dir, path, st, flags), empty_path(dir, path, flags), st);
+	return show(c, c->real.fstatat(dir, path, st, flags), asked_at(dir, path, flags), st);
 }
 WRAP_ALIAS(fstatat64, fstatat);
 
@@ -166,28 +178,28 @@ WRAP_ALIAS(fstatat64, fstatat);
 int w___xstat(int ver, const char *path, struct stat *st)
 {
 	struct ctx *c = ctx_get();
-	return show(c, c->real.__xstat(ver, path, st), -1, st);
+	return show(c, c->real.__xstat(ver, path, st), (struct asked){AT_FDCWD, path}, st);
 }
 WRAP_ALIAS(__xstat64, __xstat);
 
 int w___lxstat(int ver, const char *path, struct stat *st)
 {
 	struct ctx *c = ctx_get();
-	return show(c, c->real.__lxstat(ver, path, st), -1, st);
+	return show(c, c->real.__lxstat(ver, path, st), (struct asked){AT_FDCWD, path}, st);
 }
 WRAP_ALIAS(__lxstat64, __lxstat);
 
 int w___fxstat(int ver, int fd, struct stat *st)
 {
 	struct ctx *c = ctx_get();
-	return show(c, c->real.__fxstat(ver, fd, st), fd, st);
+	return show(c, c->real.__fxstat(ver, fd, st), (struct asked){fd, NULL}, st);
 }
 WRAP_ALIAS(__fxstat64, __fxstat);
 
 int w___fxstatat(int ver, int dir, const char *path, struct stat *st, int flags)
 {
 	struct ctx *c = ctx_get();
-	return show(c, c->real.__fxstatat(ver, dir, path, st, flags), empty_path(dir, path, flags),
+	return show(c, c->real.__fxstatat(ver, dir, path, st, flags), asked_at(dir, path, flags),
 		    st);
 }
 WRAP_ALIAS(__fxstatat64, __fxstatat);
@@ -206,8 +218,8 @@ int w_statx(int dir, const char *path, int flags, unsigned mask, struct statx *s
 	struct times t;
 
 	if (r || !c->nvol || (sx->stx_mask & need) != need ||
-	    !lookup(c, empty_path(dir, path, flags),
-		    makedev(sx->stx_dev_major, sx->stx_dev_minor), sx->stx_ino, sx->stx_mode, &t))
+	    !lookup(c, asked_at(dir, path, flags), makedev(sx->stx_dev_major, sx->stx_dev_minor),
+		    sx->stx_ino, sx->stx_mode, &t))
 		return r;
 	sx->stx_size = t.size;
 	sx->stx_blocks = t.blocks;

@@ -3,16 +3,16 @@
  * w_stdio.c - glibc's stdio, which opens, reads, writes and closes without calling any symbol that
  * could be interposed.
  *
- * Its streams reach the kernel through one exported table of functions, _IO_file_jumps (and its wide
- * twin).  When the first descriptor becomes managed, the read, write, seek, close and stat entries
- * are replaced by ours, which hand streams of unmanaged descriptors back to the originals.  glibc
- * checks where a stream's table lies, not what is in it; the table's page is read-only after
+ * Its streams reach the kernel through one exported table of functions, _IO_file_jumps (and its
+ * wide twin).  When the first descriptor becomes managed, the read, write, seek, close and stat
+ * entries are replaced by ours, which hand streams of unmanaged descriptors back to the originals.
+ * glibc checks where a stream's table lies, not what is in it; the table's page is read-only after
  * relocation, so it is opened for the moment.  This covers streams made before, stdout above all:
  * the shell's `echo x > file`.
  *
  * fopen itself: the stream is made natively, then its descriptor adopted.
  *
- * Locks: `patching`, for the one time.
+ * Locks: once_lock, for the one time.
  */
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -23,7 +23,8 @@
 #include "anchor.h"
 #include "file.h"
 
-/* struct _IO_jump_t: two words of nothing, then nineteen functions; found by value, not by place. */
+/* struct _IO_jump_t: two words of nothing, then nineteen functions; found by value, not by place.
+ */
 #define JUMPS 21u
 
 typedef ssize_t stdio_read(FILE *fp, void *buf, ssize_t n);
@@ -108,14 +109,13 @@ static void patch(void **jumps)
 
 void stdio_init(struct ctx *c)
 {
-	static struct sys_lock patching;
 	static _Atomic uint32_t done;
 	void **narrow, **wide;
 	sys_mask m;
 
 	if (atomic_load_explicit(&done, memory_order_acquire))
 		return;
-	m = sys_lock(&patching);
+	m = sys_lock(&c->once_lock);
 	if (!atomic_load(&done)) {
 		*(void **)&orig.read = dlsym(RTLD_NEXT, "_IO_file_read");
 		*(void **)&orig.write = dlsym(RTLD_NEXT, "_IO_file_write");
@@ -132,7 +132,7 @@ void stdio_init(struct ctx *c)
 			log_debug(c, "this libc has no _IO_file_jumps: stdio bypasses refault");
 		atomic_store(&done, 1);
 	}
-	sys_unlock(&patching, m);
+	sys_unlock(&c->once_lock, m);
 }
 
 void stdio_exit(struct ctx *c)
@@ -184,8 +184,8 @@ FILE *w_fopen(const char *path, const char *mode)
 	FILE *fp;
 	int fd;
 
-	/* A managed file must not be truncated underneath: as open() does it, unless a character set is
-	 * asked for, which fdopen() does not know. */
+	/* A managed file must not be truncated underneath: as open() does it, unless a character
+	 * set is asked for, which fdopen() does not know. */
 	if (c->nvol && *mode == 'w' && !strchr(mode, ',') && anchor_maybe(c, AT_FDCWD, path, 0)) {
 		fd = w_open(path, mode_flags(mode), 0666);
 		fp = fd < 0 ? NULL : fdopen(fd, mode);
