@@ -1,0 +1,561 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * change.c - what changes a page cache as a whole: one task each, made of steps.
+ *
+ * All follow one order: words of pages that go are moved to WRITEBACK with the next generation, so
+ * that nobody uses or dirties them any more; read_gen moves, for optimistic readers; a worker punches
+ * and truncates; then sizes and version are published, the words become EMPTY, and waiters wake.
+ *
+ * A clean page may be dropped at any time (DESIGN 11, rule 10).  A dirty page goes only in a cut, a
+ * punch or an excision, with no slot naming the vnode; if there was one all the same, it is zeroed in
+ * place instead.
+ *
+ * Counters: drop, excise, in-place, merge, strip (task.c).
+ * Locks: invalidate_lock, exclusive, through ag_task_lock; page words by CAS.
+ */
+#include "change.h"
+
+#include "brk.h"
+#include "fetch.h"
+#include "op.h"
+#include "server.h"
+#include "vnode.h"
+
+/* ---- bytes of one page, guarded ---- */
+
+struct touch {
+	void *page, *twin, *snap;
+	const void *bytes;
+	uint32_t from, to;
+};
+
+static void do_zero(void *arg)
+{
+	struct touch *t = arg;
+
+	ag_zero(t->page, t->from, t->to);
+}
+
+static void do_store(void *arg)
+{
+	struct touch *t = arg;
+
+	ag_store(t->page, t->bytes, t->from, t->to);
+}
+
+static void do_merge(void *arg)
+{
+	struct touch *t = arg;
+
+	ag_merge(t->page, t->twin, t->snap, t->bytes, t->from, t->to);
+}
+
+/* A clean page changes in place.  False: it was not clean any more when we looked. */
+static bool clean_in_place(struct ag_vnode *vn, uint64_t page, uint64_t w, void (*fn)(void *),
+			   struct touch *t)
+{
+	rf_word *word = &vn->word[page];
+	const uint64_t busy = rf_w_clean(w, RF_PG_WRITEBACK, 1);
+
+	if (!ag_word_move(word, w, busy))
+		return false;
+	if (ag_guard(fn, t)) { /* a program punched it */
+		ag_word_move(word, busy, rf_w_clean(busy, RF_PG_EMPTY, 0));
+		vn->ncached--;
+		vn->ag->cached--;
+		return true;
+	}
+	ag_word_move(word, busy, rf_w_clean(busy, RF_PG_UPTODATE, 0));
+	return true;
+}
+
+void ag_page_zero(struct ag_vnode *vn, uint64_t page, uint32_t from, uint32_t to)
+{
+	rf_word *word = &vn->word[page];
+	struct touch t = {.page = ag_vn_page(vn, page), .from = from, .to = to};
+
+	if (from >= to)
+		return;
+	for (;;) {
+		uint64_t w = atomic_load(word);
+
+		if (ag_w_twinned(w)) {
+			t.twin = ag_twin(vn->ag, w);
+			ag_guard(do_zero, &t);
+			if (t.twin)
+				ag_zero(t.twin, from, to);
+			return;
+		}
+		if (rf_w_state(w) != RF_PG_UPTODATE || clean_in_place(vn, page, w, do_zero, &t))
+			return;
+	}
+}
+
+/* The server's bytes [from, to) of a page are these now. */
+static void page_bytes(struct ag_vnode *vn, uint64_t page, uint32_t from, uint32_t to,
+		       const void *bytes)
+{
+	rf_word *word = &vn->word[page];
+	struct touch t = {.page = ag_vn_page(vn, page), .bytes = bytes, .from = from, .to = to};
+
+	for (;;) {
+		uint64_t w = atomic_load(word);
+
+		if (ag_w_twinned(w)) {
+			t.twin = ag_twin(vn->ag, w);
+			t.snap = ag_op_snapshot(vn, page);
+			if (t.twin)
+				ag_guard(do_merge, &t);
+			ag_count(vn->ag, RF_R_MERGE, 1);
+			return;
+		}
+		if (rf_w_state(w) != RF_PG_UPTODATE || clean_in_place(vn, page, w, do_store, &t))
+			return;
+	}
+}
+
+void ag_page_theirs(struct ag_vnode *vn, uint64_t page, const void *bytes, uint32_t len)
+{
+	page_bytes(vn, page, 0, len, bytes);
+}
+
+/* ---- words of pages that go ---- */
+
+/* Clean pages of [first, end), at most max of them; pages with SYNC are never punched. */
+static void take_clean(struct ag_task *t, uint64_t first, uint64_t end, uint64_t max)
+{
+	struct ag_vnode *vn = t->vn;
+	struct ag_scan s = ag_scan(vn, first, ag_min(end, ag_vn_pages(vn)));
+	uint64_t page;
+
+	while (max && ag_scan_next(&s, &page)) {
+		rf_word *word = &vn->word[page];
+		uint64_t w = atomic_load(word), busy = rf_w_clean(w, RF_PG_WRITEBACK, 1);
+
+		if (rf_w_state(w) != RF_PG_UPTODATE || (w & RF_W_SYNC))
+			continue;
+		if (!ag_word_move(word, w, busy))
+			continue; /* it is dirty now */
+		ag_task_punch(t, page);
+		ag_count(vn->ag, RF_R_DROP, 1);
+		max--;
+	}
+}
+
+/* Whatever state it is in, this page goes; true if it could be taken. */
+static bool take_any(struct ag_task *t, uint64_t page)
+{
+	struct ag_vnode *vn = t->vn;
+	rf_word *word = &vn->word[page];
+	uint64_t w;
+
+	do {
+		w = atomic_load(word);
+		if (rf_w_state(w) == RF_PG_EMPTY || (w & RF_W_SYNC))
+			return rf_w_state(w) == RF_PG_EMPTY;
+		if (ag_w_twinned(w) && !t->safe)
+			return false;
+	} while (!ag_word_move(word, w, rf_w_clean(w, RF_PG_WRITEBACK, 1)));
+	if (ag_w_twinned(w))
+		ag_twin_free(vn->ag, rf_w_twin(w));
+	return true;
+}
+
+/* Pages that were taken and are punched or cut off by now. */
+static void gone(struct ag_vnode *vn, uint64_t first, uint64_t end)
+{
+	struct ag_scan s = ag_scan(vn, first, end);
+	uint64_t page;
+
+	while (ag_scan_next(&s, &page)) {
+		rf_word *word = &vn->word[page];
+		uint64_t w = atomic_load(word);
+
+		if ((rf_w_state(w) != RF_PG_WRITEBACK && rf_w_state(w) != RF_PG_REJECTED) ||
+		    ag_w_twinned(w))
+			continue;
+		if (ag_word_move(word, w, rf_w_clean(w, RF_PG_EMPTY, 0))) {
+			vn->ncached--;
+			vn->ag->cached--;
+		}
+	}
+}
+
+static void all_gone(struct ag_task *t)
+{
+	for (size_t i = 0; i < t->nruns; i++)
+		gone(t->vn, t->run[i].page, t->run[i].page + t->run[i].n);
+	t->nruns = 0;
+}
+
+/* ---- size ---- */
+
+/* The file will be that long: prepare, and tell the worker. */
+static void size_begin(struct ag_task *t, uint64_t size)
+{
+	struct ag_vnode *vn = t->vn;
+	const uint32_t tail = (uint32_t)ag_min(vn->size, size) & (RF_PAGE_SIZE - 1);
+	struct ag_scan s;
+	uint64_t page;
+
+	if (size == vn->size)
+		return;
+	if (size > vn->size) {
+		t->err = ag_vn_capacity(vn, RF_PAGES(size));
+		if (t->err)
+			return;
+	}
+	/* Stores past EOF must not show when the file grows, nor what is cut off. */
+	if (tail)
+		ag_page_zero(vn, ag_min(vn->size, size) >> RF_PAGE_SHIFT, tail, RF_PAGE_SIZE);
+	s = ag_scan(vn, RF_PAGES(size), ag_vn_pages(vn));
+	while (ag_scan_next(&s, &page)) {
+		bool safe = t->safe;
+
+		t->safe = true; /* truncating takes the pages from whoever uses them */
+		take_any(t, page);
+		t->safe = safe;
+	}
+	t->resize = true;
+	t->size = size;
+}
+
+static void size_end(struct ag_task *t)
+{
+	struct ag_vnode *vn = t->vn;
+	const uint64_t old = ag_vn_pages(vn);
+
+	if (!t->resize)
+		return;
+	t->resize = false;
+	if (t->err)
+		return;
+	ag_vn_set_size(vn, t->size);
+	gone(vn, ag_vn_pages(vn), old);
+}
+
+/* The size that the server's new status makes, with what was extended here and not sent yet. */
+static uint64_t size_of(const struct ag_vnode *vn, const rf_status *st)
+{
+	return vn->size > vn->ssize ? ag_max(vn->size, st->size) : st->size;
+}
+
+/* Nothing here can be trusted to be of any version. */
+static void forget_version(struct ag_vnode *vn)
+{
+	ag_vn_unpromise(vn);
+	ag_vn_set_dv(vn, 0);
+	vn->target = 0;
+	vn->nmerge = 0;
+	vn->epoch++;
+}
+
+/* ---- revalidate ---- */
+
+static void reval_worked(struct ag_task *t)
+{
+	struct ag_vnode *vn = t->vn;
+	const bool failed = t->err != 0;
+	struct ag_scan s;
+	uint64_t page;
+
+	size_end(t);
+	all_gone(t);
+	ag_vn_status(vn, &t->st);
+	if (failed) {
+		ag_task_end(t); /* no version: the next request tries again */
+		return;
+	}
+	vn->nmerge = 0;
+	s = ag_scan(vn, 0, ag_vn_pages(vn));
+	while (ag_scan_next(&s, &page)) {
+		uint64_t w = atomic_load(&vn->word[page]);
+
+		if (!ag_w_twinned(w) && rf_w_state(w) != RF_PG_UPTODATE)
+			continue;
+		if (page < RF_PAGES(t->st.size))
+			ag_fetch_merge_add(vn, page);
+		else
+			page_bytes(vn, page, 0, RF_PAGE_SIZE, ag_zeros);
+	}
+	ag_task_unlock(t);
+	vn->target = t->st.dv;
+	vn->target_until = t->st.promise_ms ? t->sent_at + t->st.promise_ms * AG_MS : 0;
+	if (t->data)
+		ag_fetch_fill(vn, t->page, t->data, t->len, t->st.size);
+	ag_fetch_merged(vn);
+	ag_task_end(t);
+}
+
+static void reval_locked(struct ag_task *t)
+{
+	struct ag_vnode *vn = t->vn;
+
+	atomic_fetch_add(&vn->st->read_gen, 1);
+	t->err = 0;
+	take_clean(t, 0, UINT64_MAX, UINT64_MAX);
+	size_begin(t, size_of(vn, &t->st));
+	if (t->err) {
+		reval_worked(t);
+		return;
+	}
+	ag_task_work(t, reval_worked);
+}
+
+void ag_step_revalidate(struct ag_task *t)
+{
+	forget_version(t->vn);
+	ag_task_lock(t, reval_locked);
+}
+
+/* ---- strips and breaks ---- */
+
+static void strip_end(struct ag_task *t)
+{
+	struct ag_vnode *vn = t->vn;
+
+	all_gone(t);
+	/* Programs that could not be stripped still see their dirty pages: merge before we say done. */
+	if (t->ack && !t->stripped && ag_vn_ndirty(vn)) {
+		ag_brk_ack_late(t);
+		t->ack = false;
+	}
+	ag_task_end(t);
+}
+
+static void strip_done(struct ag_task *t)
+{
+	t->err = 0;
+	t->stripped &= t->safe;
+	if (!t->stripped) {
+		/* No co-operation: the clean pages go, which takes them out of every page table. */
+		atomic_fetch_add(&t->vn->st->read_gen, 1);
+		take_clean(t, 0, UINT64_MAX, UINT64_MAX);
+	}
+	ag_task_work(t, strip_end);
+}
+
+static void strip_locked(struct ag_task *t)
+{
+	ag_task_strip(t, strip_done);
+}
+
+void ag_step_strip(struct ag_task *t)
+{
+	struct ag_vnode *vn = t->vn;
+
+	ag_vn_unpromise(vn);
+	vn->epoch++;
+	atomic_thread_fence(memory_order_seq_cst);
+	/* Not mapped: whoever maps it now finds no promise. */
+	if (!ag_vn_mapped(vn)) {
+		ag_task_end(t);
+		return;
+	}
+	ag_task_lock(t, strip_locked);
+}
+
+/* ---- a change that is known whole ---- */
+
+static void put_bytes(struct ag_task *t)
+{
+	const unsigned char *p = t->data;
+	size_t left = t->len;
+
+	for (uint32_t i = 0; i < t->nranges; i++) {
+		uint64_t off = t->range[i].off, n = ag_min(t->range[i].len, left);
+
+		left -= n;
+		while (n) {
+			uint32_t at = (uint32_t)off & (RF_PAGE_SIZE - 1);
+			uint32_t k = (uint32_t)ag_min(n, RF_PAGE_SIZE - at);
+
+			if (off < t->vn->size)
+				page_bytes(t->vn, off >> RF_PAGE_SHIFT, at, at + k, p);
+			off += k;
+			p += k;
+			n -= k;
+		}
+	}
+	ag_count(t->vn->ag, RF_R_IN_PLACE, 1);
+}
+
+/* [off, end) becomes zero: whole pages go, and what cannot go is zeroed. */
+static void punch(struct ag_task *t, uint64_t off, uint64_t end)
+{
+	const uint64_t first = RF_PAGES(off), last = end >> RF_PAGE_SHIFT;
+	struct ag_vnode *vn = t->vn;
+	struct ag_scan s = ag_scan(vn, first, last);
+	uint64_t page;
+
+	if (off >= end)
+		return;
+	if (first > last) { /* inside one page */
+		ag_page_zero(vn, last, (uint32_t)(off & (RF_PAGE_SIZE - 1)),
+			     (uint32_t)(end & (RF_PAGE_SIZE - 1)));
+		return;
+	}
+	if (off & (RF_PAGE_SIZE - 1))
+		ag_page_zero(vn, first - 1, (uint32_t)(off & (RF_PAGE_SIZE - 1)), RF_PAGE_SIZE);
+	ag_page_zero(vn, last, 0, (uint32_t)(end & (RF_PAGE_SIZE - 1)));
+	while (ag_scan_next(&s, &page)) {
+		if (rf_w_state(atomic_load(&vn->word[page])) == RF_PG_EMPTY)
+			continue;
+		if (!take_any(t, page)) {
+			ag_page_zero(vn, page, 0, RF_PAGE_SIZE);
+			continue;
+		}
+		ag_task_punch(t, page);
+		ag_count(vn->ag, RF_R_DROP, 1);
+	}
+}
+
+static bool ranges_dirty(const struct ag_task *t)
+{
+	for (uint32_t i = 0; i < t->nranges; i++)
+		if (ag_vn_dirty_in(t->vn, t->range[i].off, t->range[i].len))
+			return true;
+	return false;
+}
+
+static void change_worked(struct ag_task *t)
+{
+	struct ag_vnode *vn = t->vn;
+	bool failed = t->err != 0;
+
+	size_end(t);
+	all_gone(t);
+	if (t->drop && ranges_dirty(t)) {
+		/* Dirtied while we came: it cannot be dropped, so this is a break like any other. */
+		ag_vn_unpromise(vn);
+		ag_task_strip(t, strip_done);
+		return;
+	}
+	if (t->bytes && !failed)
+		put_bytes(t);
+	if (t->have_st) {
+		bool ours = vn->dv && vn->dv == t->dv_before && !failed;
+
+		ag_vn_status(vn, &t->st);
+		if (ours)
+			ag_vn_set_dv(vn, t->st.dv);
+		else if (vn->target || failed)
+			forget_version(vn);
+		else
+			ag_vn_unpromise(vn);
+		vn->epoch++;
+	}
+	ag_task_end(t);
+}
+
+static void change_locked(struct ag_task *t)
+{
+	struct ag_vnode *vn = t->vn;
+	uint64_t size = t->have_st ? (t->exact ? t->st.size : size_of(vn, &t->st))
+				   : ag_max(vn->size, t->size);
+
+	atomic_fetch_add(&vn->st->read_gen, 1);
+	t->err = 0;
+	if (!t->resize)
+		size = vn->size;
+	t->resize = false;
+	size_begin(t, size);
+	if (t->err) {
+		change_worked(t);
+		return;
+	}
+	for (uint32_t i = 0; t->drop && i < t->nranges; i++)
+		take_clean(t, t->range[i].off >> RF_PAGE_SHIFT,
+			   RF_PAGES(t->range[i].off + t->range[i].len), UINT64_MAX);
+	if (t->punch)
+		punch(t, t->range[0].off, ag_min(t->range[0].off + t->range[0].len, vn->size));
+	ag_task_work(t, change_worked);
+}
+
+bool ag_change_in_place(const struct ag_task *t)
+{
+	return !t->drop && !t->punch &&
+	       (!t->have_st ||
+		(t->exact ? t->st.size : size_of(t->vn, &t->st)) == t->vn->size);
+}
+
+void ag_step_change(struct ag_task *t)
+{
+	struct ag_vnode *vn = t->vn;
+
+	if (t->have_st) {
+		if (ag_change_in_place(t)) {
+			change_worked(t);
+			return;
+		}
+		t->resize = true;
+	} else if (t->resize && (t->size <= vn->size || ag_vn_capacity(vn, RF_PAGES(t->size)))) {
+		t->err = t->size > vn->size ? -EFBIG : 0;
+		t->resize = false;
+		ag_task_end(t);
+		return;
+	} else if (t->resize && (!(vn->size & (RF_PAGE_SIZE - 1)) ||
+				 rf_w_state(atomic_load(&vn->word[vn->size >> RF_PAGE_SHIFT])) ==
+				     RF_PG_EMPTY)) {
+		change_locked(t); /* growing by holes only: nobody need be kept away */
+		return;
+	}
+	ag_task_lock(t, change_locked);
+}
+
+/* ---- memory ---- */
+
+static void drop_worked(struct ag_task *t)
+{
+	all_gone(t);
+	ag_task_end(t);
+}
+
+void ag_step_drop(struct ag_task *t)
+{
+	t->err = 0;
+	atomic_fetch_add(&t->vn->st->read_gen, 1);
+	take_clean(t, t->page, UINT64_MAX, t->size);
+	if (!t->nruns && t->page)
+		take_clean(t, 0, t->page, t->size);
+	t->resize = false;
+	ag_task_work(t, drop_worked);
+}
+
+/* ---- excision ---- */
+
+static void excise_worked(struct ag_task *t)
+{
+	size_end(t);
+	all_gone(t);
+	ag_task_end(t);
+}
+
+static void excise_locked(struct ag_task *t)
+{
+	struct ag_vnode *vn = t->vn;
+	struct ag_scan s = ag_scan(vn, 0, ag_vn_pages(vn));
+	uint64_t page, end = 0;
+
+	t->err = 0;
+	atomic_fetch_add(&vn->st->read_gen, 1);
+	while (ag_scan_next(&s, &page)) {
+		uint64_t w = atomic_load(&vn->word[page]);
+
+		if (rf_w_state(w) == RF_PG_REJECTED) {
+			ag_task_punch(t, page);
+			ag_count(vn->ag, RF_R_EXCISE, 1);
+		} else if (ag_w_twinned(w)) {
+			end = page + 1;
+		}
+	}
+	/* Back to the server's end of file, but for what a later write put behind it. */
+	if (vn->size > vn->ssize && !vn->unapplied)
+		size_begin(t, ag_max(vn->ssize, ag_min(vn->size, end << RF_PAGE_SHIFT)));
+	ag_task_work(t, excise_worked);
+}
+
+void ag_step_excise(struct ag_task *t)
+{
+	ag_task_lock(t, excise_locked);
+}

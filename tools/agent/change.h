@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * change.h - tasks that change what is cached: revalidate, apply a known change, strip, drop, excise.
+ */
+#ifndef AGENT_CHANGE_H
+#define AGENT_CHANGE_H
+
+#include "task.h"
+
+/*
+ * First steps, for ag_task_new.
+ *
+ * ag_step_revalidate: the server's version is st, not ours.  Drop what is clean, take the new size,
+ *	begin to merge what is dirty; fill from data (pages from `page` on), which is of that version.
+ * ag_step_change: a change that is known whole: the version goes from dv_before to st.dv (have_st),
+ *	and/or the size changes (size; exact: also if that takes back what was extended here),
+ *	range[] gets data (bytes), is dropped (drop) or becomes zero (punch).
+ * ag_step_strip: no promise holds any more: no program may have the file in its page tables.
+ * ag_step_drop: give up to `size` clean pages back to the kernel, from `page` on.
+ * ag_step_excise: pages marked REJECTED go; what was extended here and is not dirty goes, too.
+ */
+void ag_step_revalidate(struct ag_task *t);
+void ag_step_change(struct ag_task *t);
+void ag_step_strip(struct ag_task *t);
+void ag_step_drop(struct ag_task *t);
+void ag_step_excise(struct ag_task *t);
+
+/* A page that is to be zero from `from` to `to`, whatever its state. */
+void ag_page_zero(struct ag_vnode *vn, uint64_t page, uint32_t from, uint32_t to);
+
+/* The server's bytes [0, len) of a page, for one that is cached: stored in place, or merged. */
+void ag_page_theirs(struct ag_vnode *vn, uint64_t page, const void *bytes, uint32_t len);
+
+/* Whether a change can be made without a task that waits: bytes only, same size. */
+bool ag_change_in_place(const struct ag_task *t);
+
+#endif

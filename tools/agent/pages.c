@@ -1,0 +1,316 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * pages.c - page words, diff, merge, the guard, the status table.
+ *
+ * Counters: none.
+ * Locks: words and bytes by CAS against programs; the status table by its entries' sequence numbers,
+ * the agent is the only writer.
+ */
+#include "pages.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <string.h>
+
+#include "util.h"
+
+#define WORDS (RF_PAGE_SIZE / 8)
+
+bool ag_word_move(rf_word *word, uint64_t w, uint64_t to)
+{
+	if (!atomic_compare_exchange_strong(word, &w, to))
+		return false;
+	/* Waiters compare the low half; nobody sleeps on a state that nobody waits for. */
+	if (rf_w_state(w) == RF_PG_WRITEBACK || rf_w_state(w) == RF_PG_REJECTED)
+		ag_futex_wake(word);
+	return true;
+}
+
+/* ---- diff ---- */
+
+/* One more changed byte at off. */
+static bool put_byte(struct ag_change *c, uint64_t off, unsigned char b)
+{
+	rf_range *r = c->n ? &c->range[c->n - 1] : NULL;
+
+	if (c->len == c->size)
+		return false;
+	if (r && r->off + r->len == off) {
+		r->len++;
+	} else {
+		if (c->n == c->cap)
+			return false;
+		c->range[c->n++] = (rf_range){off, 1};
+	}
+	c->data[c->len++] = b;
+	return true;
+}
+
+ssize_t ag_diff(struct ag_change *c, const void *page, const void *twin, uint64_t off,
+		uint32_t limit)
+{
+	const volatile uint64_t *p = page, *t = twin;
+	const uint32_t n = c->n;
+	const size_t len = c->len;
+	const uint64_t last = n ? c->range[n - 1].len : 0;
+
+	for (uint32_t i = 0; i * 8 < limit; i++) {
+		/* Read once: a program may be storing. */
+		uint64_t a = p[i], b = t[i], x = a ^ b;
+
+		if (!x)
+			continue;
+		for (uint32_t k = 0; k < 8 && i * 8 + k < limit; k++) {
+			unsigned char ab[8], xb[8];
+
+			memcpy(ab, &a, 8);
+			memcpy(xb, &x, 8);
+			if (xb[k] && !put_byte(c, off + i * 8 + k, ab[k])) {
+				c->n = n;
+				c->len = len;
+				if (n)
+					c->range[n - 1].len = last;
+				return -ENOSPC;
+			}
+		}
+	}
+	return (ssize_t)(c->len - len);
+}
+
+ssize_t ag_diff_all(struct ag_change *c, const void *page, uint64_t off, uint32_t len)
+{
+	rf_range *r = c->n ? &c->range[c->n - 1] : NULL;
+
+	if (c->size - c->len < len)
+		return -ENOSPC;
+	if (r && r->off + r->len == off) {
+		r->len += len;
+	} else {
+		if (c->n == c->cap)
+			return -ENOSPC;
+		c->range[c->n++] = (rf_range){off, len};
+	}
+	memcpy(c->data + c->len, page, len);
+	c->len += len;
+	return (ssize_t)len;
+}
+
+/* ---- merge and stores ---- */
+
+/* All ones in bytes [from, to) of a word, in memory order. */
+static uint64_t byte_mask(uint32_t from, uint32_t to)
+{
+	unsigned char m[8] = {0};
+	uint64_t w;
+
+	memset(m + from, 0xff, to - from);
+	memcpy(&w, m, 8);
+	return w;
+}
+
+/* All ones in the bytes in which x is zero. */
+static uint64_t zero_bytes(uint64_t x)
+{
+	unsigned char b[8];
+	uint64_t w;
+
+	memcpy(b, &x, 8);
+	for (int i = 0; i < 8; i++)
+		b[i] = b[i] ? 0 : 0xff;
+	memcpy(&w, b, 8);
+	return w;
+}
+
+/* Change the bytes under mask by CAS: others may store to the rest. */
+static void set_bytes(_Atomic uint64_t *word, uint64_t mask, uint64_t bytes)
+{
+	uint64_t w = atomic_load_explicit(word, memory_order_relaxed);
+
+	if (mask == UINT64_MAX) {
+		atomic_store_explicit(word, bytes, memory_order_release);
+		return;
+	}
+	while (!atomic_compare_exchange_weak(word, &w, (w & ~mask) | (bytes & mask)))
+		;
+}
+
+/* The bytes for word i of a page out of a buffer that begins at byte `from` of it. */
+static uint64_t word_of(const void *bytes, uint32_t i, uint32_t from, uint32_t lo, uint32_t hi)
+{
+	unsigned char b[8] = {0};
+	uint64_t w;
+
+	memcpy(b + lo, (const unsigned char *)bytes + (i * 8 + lo - from), hi - lo);
+	memcpy(&w, b, 8);
+	return w;
+}
+
+void ag_merge(void *page, void *twin, void *snap, const void *theirs, uint32_t from, uint32_t to)
+{
+	_Atomic uint64_t *p = page, *t = twin, *s = snap;
+
+	for (uint32_t i = from / 8; i < WORDS && i * 8 < to; i++) {
+		uint32_t lo = i * 8 < from ? from - i * 8 : 0, hi = to - i * 8 < 8 ? to - i * 8 : 8;
+		uint64_t new = word_of(theirs, i, from, lo, hi), mask = byte_mask(lo, hi);
+		uint64_t old = atomic_load(&t[i]), mine;
+
+		if (s) /* in flight: ours came after theirs on the server */
+			mask &= zero_bytes(atomic_load(&s[i]) ^ old);
+		if (!mask)
+			continue;
+		mine = atomic_load(&p[i]);
+		for (;;) {
+			uint64_t take = mask & zero_bytes(mine ^ old);
+
+			if (!((mine ^ new) & take) ||
+			    atomic_compare_exchange_weak(&p[i], &mine,
+							 (mine & ~take) | (new & take)))
+				break;
+		}
+		/* By CAS too: a writer may be marking bytes as explicitly written. */
+		while (!atomic_compare_exchange_weak(&t[i], &old, (old & ~mask) | (new & mask)))
+			;
+		if (s)
+			set_bytes(&s[i], mask, new);
+	}
+}
+
+void ag_store(void *page, const void *bytes, uint32_t from, uint32_t to)
+{
+	_Atomic uint64_t *p = page;
+
+	for (uint32_t i = from / 8; i < WORDS && i * 8 < to; i++) {
+		uint32_t lo = i * 8 < from ? from - i * 8 : 0, hi = to - i * 8 < 8 ? to - i * 8 : 8;
+
+		set_bytes(&p[i], byte_mask(lo, hi), word_of(bytes, i, from, lo, hi));
+	}
+}
+
+void ag_zero(void *page, uint32_t from, uint32_t to)
+{
+	_Atomic uint64_t *p = page;
+
+	for (uint32_t i = from / 8; i < WORDS && i * 8 < to; i++) {
+		uint32_t lo = i * 8 < from ? from - i * 8 : 0, hi = to - i * 8 < 8 ? to - i * 8 : 8;
+
+		set_bytes(&p[i], byte_mask(lo, hi), 0);
+	}
+}
+
+/* ---- the guard ---- */
+
+static sigjmp_buf guard_env;
+static volatile sig_atomic_t guard_on;
+
+static void on_sigbus(int sig)
+{
+	if (guard_on)
+		siglongjmp(guard_env, 1);
+	/* Not ours: runs again with the default action, and the supervisor starts the next agent. */
+	signal(sig, SIG_DFL);
+}
+
+int ag_guard_install(void)
+{
+	/* NODEFER: siglongjmp leaves the mask as it is, and there may be a next time. */
+	struct sigaction sa = {.sa_handler = on_sigbus, .sa_flags = SA_NODEFER};
+
+	return sigaction(SIGBUS, &sa, NULL) ? -errno : 0;
+}
+
+int ag_guard(void (*fn)(void *arg), void *arg)
+{
+	if (sigsetjmp(guard_env, 0)) {
+		guard_on = 0;
+		return -EFAULT;
+	}
+	guard_on = 1;
+	atomic_signal_fence(memory_order_seq_cst);
+	fn(arg);
+	atomic_signal_fence(memory_order_seq_cst);
+	guard_on = 0;
+	return 0;
+}
+
+/* ---- the status table ---- */
+
+static void stat_begin(struct rf_stat_entry *e)
+{
+	atomic_fetch_add(&e->seq, 1);
+	atomic_thread_fence(memory_order_seq_cst);
+}
+
+static void stat_end(struct rf_stat_entry *e)
+{
+	atomic_fetch_add(&e->seq, 1);
+}
+
+uint32_t ag_stat_find(struct rf_host *host, uint64_t dev, uint64_t ino, uint32_t vnode)
+{
+	uint32_t at = rf_stat_hash(dev, ino), free = UINT32_MAX;
+	struct rf_stat_entry *e;
+
+	for (uint32_t k = 0; k < RF_STAT_BUCKETS; k++, at = (at + 1) & (RF_STAT_BUCKETS - 1)) {
+		uint32_t v;
+
+		e = &host->stat[at];
+		v = atomic_load(&e->vnode);
+		if (v == 0 || v == RF_STAT_TOMB) {
+			if (free == UINT32_MAX)
+				free = at;
+			if (v == 0)
+				break;
+		} else if (atomic_load(&e->dev) == dev && atomic_load(&e->ino) == ino) {
+			if (v == vnode)
+				return at;
+			free = at; /* another file took that name */
+			break;
+		}
+	}
+	if (free == UINT32_MAX)
+		return free;
+	e = &host->stat[free];
+	stat_begin(e);
+	atomic_store(&e->dev, dev);
+	atomic_store(&e->ino, ino);
+	atomic_store(&e->vnode, vnode);
+	stat_end(e);
+	return free;
+}
+
+void ag_stat_write(struct rf_host *host, uint32_t i, uint32_t vnode, const struct ag_stat *st)
+{
+	struct rf_stat_entry *e = &host->stat[i];
+
+	if (atomic_load(&e->vnode) != vnode)
+		return;
+	stat_begin(e);
+	atomic_store(&e->size, st->size);
+	atomic_store(&e->blocks, st->blocks);
+	atomic_store(&e->mtime, st->mtime);
+	atomic_store(&e->ctime, st->ctime);
+	stat_end(e);
+}
+
+void ag_stat_drop(struct rf_host *host, uint32_t i, uint32_t vnode)
+{
+	uint32_t next = (i + 1) & (RF_STAT_BUCKETS - 1);
+	struct rf_stat_entry *e = &host->stat[i];
+
+	if (atomic_load(&e->vnode) != vnode)
+		return;
+	stat_begin(e);
+	atomic_store(&e->vnode, RF_STAT_TOMB);
+	stat_end(e);
+	/* Tombs in front of an empty entry are not needed. */
+	if (atomic_load(&host->stat[next].vnode) != 0)
+		return;
+	while (atomic_load(&host->stat[i].vnode) == RF_STAT_TOMB) {
+		e = &host->stat[i];
+		stat_begin(e);
+		atomic_store(&e->vnode, 0);
+		stat_end(e);
+		i = (i - 1) & (RF_STAT_BUCKETS - 1);
+	}
+}

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * pages.h - page words and page bytes: transitions, diff, merge.  Pure: no context, no system calls
+ * but a futex wake.
+ *
+ * Bytes of a page cache may vanish under the agent, since a program can truncate or punch what it
+ * was given: everything here that touches such bytes is called through ag_guard().
+ */
+#ifndef AGENT_PAGES_H
+#define AGENT_PAGES_H
+
+#include <refault/state.h>
+
+#include "protocol.h"
+
+/*
+ * Twin 0 is never handed out (its owner is preset), so WRITEBACK with twin 0 is a clean page that
+ * is being dropped or changed in place, and WRITEBACK with another twin a dirty page in flight.
+ */
+static inline bool ag_w_twinned(uint64_t w)
+{
+	enum rf_page_state s = rf_w_state(w);
+	return (s == RF_PG_DIRTY || s == RF_PG_WRITEBACK) && rf_w_twin(w) != 0;
+}
+
+/* w -> to if nobody was faster; wakes who waits for the word. */
+bool ag_word_move(rf_word *word, uint64_t w, uint64_t to);
+
+/* Byte ranges and their bytes, as a STORE carries them. */
+struct ag_change {
+	rf_range *range;
+	uint32_t n, cap;
+	unsigned char *data;
+	size_t len, size;
+};
+
+/*
+ * Append what differs between the first limit bytes of page and twin; off is the page's offset in
+ * the file.  Runs that touch are joined.  Returns the number of bytes, or -ENOSPC with nothing
+ * appended.
+ */
+ssize_t ag_diff(struct ag_change *c, const void *page, const void *twin, uint64_t off,
+		uint32_t limit);
+/* Append [off, off + len) whole. */
+ssize_t ag_diff_all(struct ag_change *c, const void *page, uint64_t off, uint32_t len);
+
+/*
+ * Three ways: bytes [from, to) of the page have become theirs on the server.  Where mine == twin
+ * take theirs, by compare-and-swap on aligned words, as programs store at the same time; the twin
+ * becomes theirs in any case, after the page, so that a crash in between sends too much, never too
+ * little.  snap: a snapshot that is in flight, or NULL; bytes in which it differs from the twin are
+ * mine whatever the page says now, and are left alone.  theirs points at the byte for `from`.
+ */
+void ag_merge(void *page, void *twin, void *snap, const void *theirs, uint32_t from, uint32_t to);
+
+/* Store bytes [from, to) with aligned atomic stores: a clean page changes under its readers. */
+void ag_store(void *page, const void *bytes, uint32_t from, uint32_t to);
+/* The same with zeros. */
+void ag_zero(void *page, uint32_t from, uint32_t to);
+
+/* Run fn(arg); -EFAULT if it touched a byte of a page cache that is not there.  Loop thread only. */
+int ag_guard(void (*fn)(void *arg), void *arg);
+int ag_guard_install(void);
+
+/* ---- the status table ---- */
+
+struct ag_stat {
+	uint64_t size, blocks;
+	int64_t mtime, ctime;
+};
+/* Entry for (dev, ino), made if there is none; UINT32_MAX: the table is full. */
+uint32_t ag_stat_find(struct rf_host *host, uint64_t dev, uint64_t ino, uint32_t vnode);
+/* Both do nothing if the entry is another vnode's by now. */
+void ag_stat_write(struct rf_host *host, uint32_t i, uint32_t vnode, const struct ag_stat *st);
+void ag_stat_drop(struct rf_host *host, uint32_t i, uint32_t vnode);
+
+#endif

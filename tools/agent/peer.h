@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * peer.h - a connection that is no program's yet, or that asks for information.
+ */
+#ifndef AGENT_PEER_H
+#define AGENT_PEER_H
+
+#include "io.h"
+
+struct ag_peer {
+	struct ag_list link; /* ag->peers */
+	struct ag *ag;
+	struct ag_io *io;
+	int fd;
+	pid_t pid;
+	char *text; /* the answer, and how much of it went */
+	size_t len, off;
+};
+
+/* Take all who knock. */
+void ag_peer_accept(void *ag, int events);
+
+/* What `refault status` shows; malloc'd. */
+char *ag_info_status(struct ag *ag, size_t *len);
+
+#endif

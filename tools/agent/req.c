@@ -1,0 +1,775 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * req.c - requests of programs.
+ *
+ * A request waits on its vnode's list.  serve() looks at it whenever something happened to the vnode
+ * and the vnode is not busy: it finishes the request, or asks for what is missing (validation, pages,
+ * write-back, a connection) and leaves it there.  So nothing has to remember how far it was, and a
+ * lost connection needs no special case.
+ *
+ * Programs wait REFAULT_TIMEOUT for a server that was there once; an open on a server that was never
+ * reached fails at once.
+ *
+ * Counters: flush, garbage.
+ * Locks: none.
+ */
+#include "req.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "change.h"
+#include "fetch.h"
+#include "server.h"
+
+#define REQS_MAX 4096u	 /* of one program under way; it has RF_CELLS cells */
+#define ANSWER_PAGES 256u /* a FAULT is answered when so many of its pages are there */
+
+/* ---- made and ended ---- */
+
+static struct ag_req *req_new(struct ag *ag, struct ag_proc *p, struct ag_vnode *vn)
+{
+	struct ag_req *req = ag_alloc(sizeof(*req));
+
+	req->ag = ag;
+	req->proc = p;
+	req->vn = vn;
+	req->born = ag_now();
+	req->reply = -1;
+	ag_list_init(&req->link);
+	ag_list_init(&req->by_proc);
+	if (p) {
+		ag_list_add(&p->reqs, &req->by_proc);
+		p->nreqs++;
+	}
+	return req;
+}
+
+static void req_free(struct ag_req *req)
+{
+	if (req->op)
+		req->op->req = NULL;
+	if (req->call)
+		req->call->arg = NULL;
+	if (req->vn && req->q.op == RF_OP_FLUSH) {
+		ag_pass_stop(&req->pass);
+		if (req->behind)
+			req->vn->behind = false;
+	}
+	ag_list_del(&req->link);
+	if (req->proc) {
+		ag_list_del(&req->by_proc);
+		req->proc->nreqs--;
+	}
+	if (req->reply >= 0)
+		close(req->reply);
+	free(req->path);
+	free(req->data);
+	free(req);
+}
+
+static void finish(struct ag_req *req, int err, uint64_t ret0);
+
+static void part_done(struct ag_req *parent, int err)
+{
+	if (err && !parent->err)
+		parent->err = err;
+	if (!--parent->parts)
+		finish(parent, parent->err, 0);
+}
+
+static void finish(struct ag_req *req, int err, uint64_t ret0)
+{
+	struct ag_req *parent = req->parent;
+
+	if (req->proc)
+		ag_proc_answer(req->proc, req->q.cell, req->q.seq, err, ret0, 0);
+	req_free(req);
+	if (parent)
+		part_done(parent, err);
+}
+
+void ag_req_forget_proc(struct ag_proc *p)
+{
+	struct ag_req *req, *part;
+
+	while ((req = ag_first(&p->reqs, struct ag_req, by_proc))) {
+		/* Parts of a flush of all go on for nobody. */
+		for (uint32_t id = 1; req->parts && id <= p->ag->vnode_high; id++)
+			if (p->ag->vnode[id])
+				ag_for_each (part, &p->ag->vnode[id]->reqs, link)
+					if (part->parent == req)
+						part->parent = NULL, req->parts--;
+		req_free(req);
+	}
+}
+
+/* ---- FAULT ---- */
+
+static bool cached(const struct ag_vnode *vn, uint64_t first, uint64_t end)
+{
+	for (; first < end; first++)
+		if (!rf_w_cached(atomic_load_explicit(&vn->word[first], memory_order_acquire)))
+			return false;
+	return true;
+}
+
+/* 0: go on when something happens.  1: it was finished. */
+static int serve_fault(struct ag_req *req)
+{
+	struct ag_vnode *vn = req->vn;
+	const uint64_t first = req->q.arg[0], pages = ag_vn_pages(vn);
+	const uint64_t n = ag_max(req->q.arg[1], 1);
+	const uint64_t end = n > pages - ag_min(first, pages) ? pages : first + n;
+	const uint64_t want = ag_min(end, first + ANSWER_PAGES);
+	const char *why = "";
+	bool valid = ag_vn_valid(vn);
+	int r;
+
+	if (valid && first >= pages) {
+		finish(req, -ENXIO, 0);
+		return 1;
+	}
+	if (valid && cached(vn, first, want)) {
+		finish(req, 0, 0);
+		return 1;
+	}
+	r = ag_volume_ready(vn->vol, req->born, &why);
+	if (r < 0) {
+		ag_debug("%s: %s", vn->path, why);
+		finish(req, r, 0);
+		return 1;
+	}
+	if (!r)
+		return 0;
+	if (first < pages && !cached(vn, first, want)) {
+		/* The stream is looked at once; after that only what is still missing is. */
+		ag_fetch_pages(vn, first, want,
+			       req->asked || (req->q.arg[2] & RF_FAULT_RANDOM));
+		req->asked = true;
+	}
+	if (!valid)
+		ag_fetch_status(vn);
+	if (valid && cached(vn, first, want)) { /* zeros were filled in */
+		finish(req, 0, 0);
+		return 1;
+	}
+	return 0;
+}
+
+void ag_reqs_fail(struct ag_vnode *vn, uint64_t first, uint64_t end, int err)
+{
+	struct ag_req *req;
+
+	ag_for_each (req, &vn->reqs, link) {
+		uint64_t a = req->q.arg[0], n = ag_max(req->q.arg[1], 1);
+
+		if (req->q.op == RF_OP_FAULT && a < end && (n >= UINT64_MAX - a || a + n > first))
+			finish(req, err ? err : -EIO, 0);
+	}
+}
+
+/* ---- FLUSH ---- */
+
+static void pass_again(struct ag_req *req)
+{
+	struct ag_vnode *vn = req->vn;
+	uint64_t a = req->q.arg[0], n = req->q.arg[1];
+
+	ag_pass_stop(&req->pass);
+	ag_pass_init(&req->pass, vn, n ? a : 0, n && n < UINT64_MAX - a ? a + n : UINT64_MAX,
+		     req->q.arg[2] & RF_FLUSH_DURABLE);
+	req->passed = false;
+}
+
+static void sync_send(struct ag_req *req)
+{
+	struct ag_op *op = ag_op_new(req->vn, RF_SYNC);
+
+	op->durable = true;
+	req->synced = true;
+	req->op_seq = op->seq;
+	ag_op_send(op);
+}
+
+/* The file was extended here, and no store carries its last byte. */
+static void extend_send(struct ag_vnode *vn)
+{
+	struct ag_op *op = ag_op_new(vn, RF_SET_SIZE);
+
+	op->grow_only = true;
+	op->size = op->alloc_off = vn->size;
+	ag_op_send(op);
+}
+
+static int flush_error(struct ag_req *req)
+{
+	struct ag_vnode *vn = req->vn;
+	uint32_t now = atomic_load(&vn->st->errseq);
+	struct ag_use *u;
+
+	if (req->err)
+		return req->err;
+	if (!(req->q.arg[2] & RF_FLUSH_ERROR) || !req->proc)
+		return 0;
+	ag_for_each (u, &vn->uses, by_vnode)
+		if (u->proc == req->proc && u->errseq != now) {
+			u->errseq = now;
+			if (req->q.arg[3] != now)
+				return -atomic_load(&vn->st->wb_err);
+		}
+	return 0;
+}
+
+static void errors_told(struct ag_req *req)
+{
+	struct ag_use *u;
+
+	ag_for_each (u, &req->vn->uses, by_vnode)
+		if (u->proc == req->proc)
+			u->errseq = atomic_load(&req->vn->st->errseq);
+}
+
+/* There is nothing that a server would have to be told. */
+static bool all_clean(struct ag_vnode *vn)
+{
+	return ag_list_empty(&vn->ops) && vn->size <= vn->ssize && !vn->barrier &&
+	       !atomic_load(&vn->st->unstable) && !ag_vn_ndirty(vn);
+}
+
+static int serve_flush(struct ag_req *req)
+{
+	struct ag_vnode *vn = req->vn;
+	const bool durable = req->q.arg[2] & RF_FLUSH_DURABLE;
+	const char *why = "";
+	int r;
+
+	if (!req->passed || !ag_ops_done(vn, req->op_seq)) {
+		r = ag_volume_ready(vn->vol, req->born, &why);
+		if (r <= 0 && all_clean(vn)) {
+			finish(req, 0, 0);
+			return 1;
+		}
+		if (r < 0 && (req->proc || req->parent)) {
+			ag_log("%s: cannot be written back: %s", vn->path, why);
+			finish(req, r, 0);
+			return 1;
+		}
+		if (r <= 0)
+			return 0;
+	}
+	if (!req->passed) {
+		if (!ag_pass_step(&req->pass))
+			return 0;
+		req->passed = true;
+		if (!vn->gate && vn->size > ag_ops_size(vn) && req->pass.end >= ag_vn_pages(vn))
+			extend_send(vn);
+		req->op_seq = vn->op_seq;
+	}
+	if (!ag_ops_done(vn, req->op_seq))
+		return 0;
+	if (!req->synced && !req->err &&
+	    (vn->barrier || (durable && atomic_load(&vn->st->unstable)))) {
+		r = ag_volume_ready(vn->vol, req->born, &why);
+		if (r < 0 && (req->proc || req->parent)) {
+			finish(req, r, 0);
+			return 1;
+		}
+		if (r > 0)
+			sync_send(req);
+		return 0;
+	}
+	r = flush_error(req);
+	if (r && req->proc)
+		errors_told(req);
+	finish(req, r, 0);
+	return 1;
+}
+
+void ag_reqs_op_error(struct ag_vnode *vn, const struct ag_op *op, int err)
+{
+	struct ag_req *req;
+
+	if (op->program)
+		return;
+	ag_for_each (req, &vn->reqs, link)
+		if (req->q.op == RF_OP_FLUSH && !req->err && (!req->passed || req->op_seq >= op->seq))
+			req->err = err;
+}
+
+void ag_reqs_op_lost(struct ag_vnode *vn, const struct ag_op *op)
+{
+	struct ag_req *req;
+
+	ag_for_each (req, &vn->reqs, link)
+		if (req->q.op == RF_OP_FLUSH && (!req->passed || req->op_seq >= op->seq))
+			pass_again(req);
+}
+
+static struct ag_req *flush_new(struct ag_vnode *vn, struct ag_proc *p, const struct rf_req *q)
+{
+	struct ag_req *req = req_new(vn->ag, p, vn);
+
+	req->q = *q;
+	req->q.op = RF_OP_FLUSH;
+	ag_pass_init(&req->pass, vn, 0, 0, false);
+	pass_again(req);
+	ag_list_add(&vn->reqs, &req->link);
+	ag_count(vn->ag, RF_R_FLUSH, 1);
+	ag_vn_kick(vn);
+	return req;
+}
+
+void ag_vn_flush_behind(struct ag_vnode *vn)
+{
+	struct rf_req q = {0};
+
+	if (vn->behind)
+		return;
+	vn->behind = true;
+	flush_new(vn, NULL, &q)->behind = true;
+}
+
+static void flush_all(struct ag *ag, struct ag_proc *p, const struct rf_req *q)
+{
+	struct ag_req *req = req_new(ag, p, NULL);
+	struct rf_req part = {.arg = {0, 0, q->arg[2] & RF_FLUSH_DURABLE, 0}};
+
+	req->q = *q;
+	req->parts = 1;
+	for (uint32_t id = 1; id <= ag->vnode_high; id++) {
+		struct ag_vnode *vn = ag->vnode[id];
+
+		if (!vn || !ag_vn_unclean(vn))
+			continue;
+		flush_new(vn, NULL, &part)->parent = req;
+		req->parts++;
+	}
+	part_done(req, 0);
+}
+
+/* ---- changes of size, holes, appends ---- */
+
+static int serve_extend(struct ag_req *req)
+{
+	struct ag_vnode *vn = req->vn;
+	struct ag_task *t;
+
+	if (vn->gate)
+		return 0;
+	if (req->q.arg[0] > AG_SIZE_MAX) {
+		finish(req, -EFBIG, 0);
+		return 1;
+	}
+	if (vn->size >= req->q.arg[0] || req->asked) {
+		finish(req, vn->size >= req->q.arg[0] ? 0 : -ENOSPC, vn->size);
+		return 1;
+	}
+	req->asked = true;
+	t = ag_task_new(vn, ag_step_change);
+	t->resize = true;
+	t->size = req->q.arg[0];
+	ag_task_post(t);
+	return 0;
+}
+
+/* One change at the server, on its own: no stores before it is applied, none under way when it goes. */
+static int serve_change(struct ag_req *req)
+{
+	struct ag_vnode *vn = req->vn;
+	const uint64_t *a = req->q.arg;
+	const char *why = "";
+	struct ag_op *op;
+	int r;
+
+	if (req->op)
+		return 0;
+	if (req->asked) { /* applied and released; the task that changed the cache is over */
+		finish(req, req->err, req->ret);
+		return 1;
+	}
+	r = ag_volume_ready(vn->vol, req->born, &why);
+	if (r < 0) {
+		finish(req, r, 0);
+		return 1;
+	}
+	if (!r || vn->gate || vn->unapplied)
+		return 0;
+	if (req->q.op == RF_OP_APPEND && vn->size > vn->ssize) {
+		/* It goes to the end of the file as programs here see it. */
+		ag_vn_flush_behind(vn);
+		return 0;
+	}
+	req->asked = true;
+	op = ag_op_new(vn, req->q.op == RF_OP_APPEND	? RF_APPEND
+			   : req->q.op == RF_OP_SETSIZE || !(a[0] & FALLOC_FL_PUNCH_HOLE)
+			       ? RF_SET_SIZE
+			       : RF_PUNCH);
+	/* The same id when the request is sent again to the next agent. */
+	op->request = (uint64_t)1 << 63 | (uint64_t)req->proc->id << 40 |
+		      (uint64_t)(req->q.cell & 0xff) << 32 | req->q.seq;
+	op->req = req;
+	op->program = op->gated = vn->gate = true;
+	req->op = op;
+	switch (req->q.op) {
+	case RF_OP_APPEND:
+		op->durable = a[0] & RF_FLUSH_DURABLE;
+		op->change.data = req->data;
+		op->change.len = req->len;
+		req->data = NULL;
+		break;
+	case RF_OP_SETSIZE:
+		op->size = a[0];
+		break;
+	default:
+		if (a[0] & FALLOC_FL_PUNCH_HOLE) {
+			op->change.range = ag_alloc(sizeof(*op->change.range));
+			op->change.range[0] = (rf_range){a[1], a[2]};
+			op->change.n = 1;
+		} else {
+			op->grow_only = true;
+			op->alloc_off = a[1];
+			op->size = a[1] + a[2];
+			op->keep_size = a[0] & FALLOC_FL_KEEP_SIZE;
+		}
+	}
+	ag_op_send(op);
+	return 0;
+}
+
+void ag_req_op(struct ag_req *req, struct ag_op *op, int err, uint64_t off)
+{
+	if (err) {
+		req->err = err;
+		op->req = NULL;
+		req->op = NULL;
+		ag_vn_kick(req->vn);
+	}
+	req->ret = off;
+}
+
+void ag_req_op_released(struct ag_req *req, struct ag_op *op)
+{
+	op->req = NULL;
+	req->op = NULL;
+	ag_vn_kick(req->vn);
+}
+
+/* Arguments that can never be served. */
+static int check_change(const struct rf_req *q, size_t len)
+{
+	const uint64_t *a = q->arg;
+
+	switch (q->op) {
+	case RF_OP_SETSIZE:
+		return a[0] > AG_SIZE_MAX ? -EFBIG : 0;
+	case RF_OP_APPEND:
+		return len > RF_APPEND_MAX ? -EINVAL : 0;
+	default:
+		if (a[0] != 0 && a[0] != FALLOC_FL_KEEP_SIZE &&
+		    a[0] != (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE))
+			return -EOPNOTSUPP;
+		if (!a[2] || a[1] > AG_SIZE_MAX || a[2] > AG_SIZE_MAX || a[1] + a[2] > AG_SIZE_MAX)
+			return a[2] ? -EFBIG : -EINVAL;
+		return 0;
+	}
+}
+
+/* ---- OPEN ---- */
+
+static void open_answer(struct ag_req *req, int err, const char *text)
+{
+	struct rf_open_r r = {.err = err};
+	struct ag_vnode *vn = req->vn;
+
+	if (err) {
+		snprintf(r.text, sizeof(r.text), "%s", text);
+		ag_send(req->reply, &r, sizeof(r), NULL, 0);
+	} else {
+		r.vnode = vn->id;
+		ag_vn_stat_add(vn, req->open.dev, req->open.ino);
+		if (!ag_send(req->reply, &r, sizeof(r), (int[]){vn->data_fd, vn->state_fd}, 2))
+			ag_vn_use(vn, req->proc, 1);
+	}
+	req_free(req);
+}
+
+/* The vnode is there: what the program finds is as of now. */
+static void finish_open(struct ag_req *req)
+{
+	struct ag_vnode *vn = req->vn;
+	const char *why;
+
+	if (!ag_vn_valid(vn) && (!req->asked || vn->asking) &&
+	    ag_volume_ready(vn->vol, req->born, &why) > 0) {
+		req->asked = true;
+		ag_fetch_status(vn);
+		return;
+	}
+	open_answer(req, 0, "");
+}
+
+static bool on_lookup(struct ag_call *c, struct rf_msg *m, void *payload, size_t len)
+{
+	struct ag_req *req = c->arg;
+	struct ag *ag = c->srv->ag;
+	const rf_status *st;
+	struct ag_vnode *vn;
+	char text[120];
+	int err;
+
+	(void)payload;
+	(void)len;
+	ag->again = true;
+	if (req)
+		req->call = NULL;
+	if (!m)
+		return false; /* asked again when the server is back */
+	if (m->body.type == RF_ERROR) {
+		const rf_error *e = &m->body.rf_body_u.error;
+
+		/* Errors of the file system speak for themselves. */
+		if (req)
+			open_answer(req, e->err ? -(int)e->err : -EIO, "");
+		return false;
+	}
+	st = &m->body.rf_body_u.status_r;
+	if (m->body.type != RF_STATUS_R || !st->dv) {
+		ag_server_garbage(c->srv, "an answer to LOOKUP that is none");
+		return false;
+	}
+	if (!req)
+		return false;
+	vn = ag_vn_find(ag, c->vol, &st->fid);
+	if (!vn) {
+		vn = ag_vn_new(c->vol, st, req->path, &err);
+		if (!vn) {
+			snprintf(text, sizeof(text), "the agent cannot hold it: %s", strerror(-err));
+			open_answer(req, err, text);
+			return false;
+		}
+		ag_vn_promise(vn, st->promise_ms ? c->sent_at + st->promise_ms * AG_MS : 0);
+	} else {
+		ag_vn_path(vn, req->path);
+		/* Another version, older or newer: STATUS will tell. */
+		c->epoch = vn->epoch - 1;
+		if (ag_fetch_judge(vn, st, c) < 0)
+			ag_vn_unpromise(vn);
+	}
+	req->vn = vn;
+	ag_list_del(&req->link);
+	ag_list_add(&vn->reqs, &req->link);
+	ag_vn_kick(vn);
+	return false;
+}
+
+static void serve_open(struct ag_req *req)
+{
+	struct rf_msg m = {.body.type = RF_LOOKUP};
+	rf_lookup *l = &m.body.rf_body_u.lookup;
+	struct ag_server *srv = req->vol->srv;
+	const char *why = "";
+	char text[120];
+	int r;
+
+	if (req->call)
+		return;
+	r = ag_volume_ready(req->vol, req->born, &why);
+	if (r < 0) {
+		snprintf(text, sizeof(text), "server %.60s: %.50s", srv->addr, why);
+		open_answer(req, r, text);
+		return;
+	}
+	if (!r)
+		return;
+	l->volume = req->vol->handle;
+	l->flags = req->open.flags;
+	l->mode = req->open.mode;
+	l->path = req->path;
+	req->call = ag_call_new(req->vol, NULL, on_lookup, req);
+	ag_call_send(req->call, &m, NULL, 0);
+}
+
+void ag_opens_serve(struct ag *ag)
+{
+	struct ag_req *req;
+
+	ag_for_each (req, &ag->opens, link)
+		serve_open(req);
+}
+
+bool ag_req_wants(const struct ag_server *srv)
+{
+	struct ag_req *req;
+
+	ag_for_each (req, &srv->ag->opens, link)
+		if (req->vol->srv == srv)
+			return true;
+	return false;
+}
+
+static const char *open_parse(struct ag_proc *p, const struct rf_req *q, const void *var, size_t len,
+			      int reply)
+{
+	const struct rf_open *o = var;
+	const char *s = (const char *)var + sizeof(*o);
+	struct ag_server *srv;
+	struct ag_req *req;
+	char addr[256], name[RF_MAX_NAME + 1];
+
+	if (len < sizeof(*o) ||
+	    len != sizeof(*o) + (size_t)o->addr_len + (size_t)o->name_len + (size_t)o->path_len)
+		return "an OPEN of the wrong length";
+	if (!o->addr_len || o->addr_len >= sizeof(addr) || !o->name_len ||
+	    o->name_len >= sizeof(name) || !o->path_len || o->path_len > RF_MAX_PATH ||
+	    memchr(s, 0, len - sizeof(*o)))
+		return "an OPEN with a name that is none";
+	memcpy(addr, s, o->addr_len);
+	addr[o->addr_len] = '\0';
+	memcpy(name, s + o->addr_len, o->name_len);
+	name[o->name_len] = '\0';
+	req = req_new(p->ag, p, NULL);
+	req->q = *q;
+	req->open = *o;
+	req->reply = reply;
+	req->path = strndup(s + o->addr_len + o->name_len, o->path_len);
+	srv = ag_server_get(p->ag, addr);
+	if (!srv || !req->path) {
+		open_answer(req, -ENFILE, "too many servers are known to the agent");
+		return NULL;
+	}
+	req->vol = ag_volume_get(srv, name);
+	ag_list_add(&p->ag->opens, &req->link);
+	p->ag->again = true;
+	return NULL;
+}
+
+/* ---- dispatch ---- */
+
+void ag_reqs_serve(struct ag_vnode *vn)
+{
+	struct ag_req *req;
+
+	ag_for_each (req, &vn->reqs, link) {
+		switch (req->q.op) {
+		case RF_OP_OPEN:
+			finish_open(req);
+			break;
+		case RF_OP_FAULT:
+			serve_fault(req);
+			break;
+		case RF_OP_FLUSH:
+			serve_flush(req);
+			break;
+		case RF_OP_EXTEND:
+			serve_extend(req);
+			break;
+		default:
+			serve_change(req);
+			break;
+		}
+		if (ag_vn_busy(vn))
+			return;
+	}
+}
+
+static void close_vnode(struct ag_proc *p, struct ag_vnode *vn, uint64_t opens)
+{
+	struct ag_use *u;
+
+	ag_for_each (u, &vn->uses, by_vnode)
+		if (u->proc == p) {
+			if (u->opens > opens)
+				u->opens -= (uint32_t)opens;
+			else
+				ag_vn_unuse(u);
+			break;
+		}
+	ag_vn_trim(p->ag, false);
+}
+
+static void request(struct ag_proc *p, const struct rf_req *q, const void *var, size_t len)
+{
+	struct ag_vnode *vn = ag_vn_get(p->ag, q->vnode);
+	struct ag_req *req;
+	int r = 0;
+
+	if (q->op == RF_OP_FLUSH && !q->vnode) {
+		flush_all(p->ag, p, q);
+		return;
+	}
+	if (!vn) {
+		ag_proc_answer(p, q->cell, q->seq, -ESTALE, 0, 0);
+		return;
+	}
+	switch (q->op) {
+	case RF_OP_CLOSE:
+		close_vnode(p, vn, q->arg[0]);
+		return;
+	case RF_OP_ADOPT:
+		r = ag_vn_use(vn, p, (uint32_t)ag_min(q->arg[0], 1u << 30)) ? 0 : -ENOMEM;
+		ag_proc_answer(p, q->cell, q->seq, r, 0, 0);
+		return;
+	case RF_OP_FLUSH:
+		if (q->arg[2] & RF_FLUSH_NOWAIT) {
+			flush_new(vn, NULL, q);
+			ag_proc_answer(p, q->cell, q->seq, 0, 0, 0);
+			return;
+		}
+		flush_new(vn, p, q);
+		return;
+	case RF_OP_SETSIZE:
+	case RF_OP_FALLOC:
+	case RF_OP_APPEND:
+		r = check_change(q, len);
+		break;
+	}
+	if (r) {
+		ag_proc_answer(p, q->cell, q->seq, r, 0, 0);
+		return;
+	}
+	req = req_new(p->ag, p, vn);
+	req->q = *q;
+	if (q->op == RF_OP_APPEND) {
+		req->data = ag_memdup(var, len);
+		req->len = len;
+	}
+	ag_list_add(&vn->reqs, &req->link);
+	ag_vn_kick(vn);
+}
+
+void ag_req_packet(struct ag_proc *p, const void *buf, size_t len, const int *fd, unsigned nfd)
+{
+	const char *bad = NULL;
+	struct rf_req q;
+
+	if (len < sizeof(q)) {
+		bad = "sent a packet that is too short";
+		goto out;
+	}
+	memcpy(&q, buf, sizeof(q));
+	buf = (const char *)buf + sizeof(q);
+	len -= sizeof(q);
+	if (q.version != RF_AGENT_VERSION)
+		bad = "sent a request of another version";
+	else if (p->nreqs >= REQS_MAX)
+		bad = "has too many requests under way";
+	else if (q.op == RF_OP_OPEN && nfd == 1)
+		bad = open_parse(p, &q, buf, len, fd[0]);
+	else if (nfd || q.op < RF_OP_OPEN || q.op > RF_OP_ADOPT || q.op == RF_OP_INFO)
+		bad = "sent a request that makes no sense";
+	else if (len && q.op != RF_OP_APPEND)
+		bad = "sent a request with bytes that do not belong there";
+	else
+		request(p, &q, buf, len);
+	if (!bad && nfd)
+		return; /* taken */
+out:
+	for (unsigned i = 0; i < nfd; i++)
+		close(fd[i]);
+	if (bad)
+		ag_proc_garbage(p, bad);
+}

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * req.h - a request of a program (or of the agent itself: proc NULL) that is not answered yet.
+ */
+#ifndef AGENT_REQ_H
+#define AGENT_REQ_H
+
+#include "flush.h"
+
+struct ag_call;
+
+struct ag_req {
+	struct ag_list link;	/* vn->reqs, or ag->opens */
+	struct ag_list by_proc; /* proc->reqs */
+	struct ag *ag;
+	struct ag_proc *proc;
+	struct ag_vnode *vn; /* NULL for an OPEN that has not found it yet, and for FLUSH of all */
+	struct rf_req q;
+	uint64_t born;
+	int err;
+
+	bool asked;	   /* the first step is done */
+	struct ag_op *op;  /* the one change that it waits for */
+	uint64_t ret;
+
+	/* FLUSH */
+	struct ag_pass pass;
+	bool passed, synced, behind;
+	uint64_t op_seq;
+	struct ag_req *parent; /* FLUSH of all: the part of one file */
+	unsigned parts;
+
+	/* OPEN */
+	int reply;
+	struct ag_volume *vol;
+	struct ag_call *call;
+	struct rf_open open;
+	char *path;
+
+	size_t len; /* APPEND */
+	unsigned char *data;
+};
+
+/* A packet of a program; takes the descriptors. */
+void ag_req_packet(struct ag_proc *p, const void *buf, size_t len, const int *fd, unsigned nfd);
+/* The program is gone. */
+void ag_req_forget_proc(struct ag_proc *p);
+
+/* Go on with what waits on this vnode; on an open. */
+void ag_reqs_serve(struct ag_vnode *vn);
+void ag_opens_serve(struct ag *ag);
+/* Whether an open waits for this server. */
+bool ag_req_wants(const struct ag_server *srv);
+
+/* FAULTs that need one of these pages cannot be served. */
+void ag_reqs_fail(struct ag_vnode *vn, uint64_t first, uint64_t end, int err);
+/* A change failed; was lost and undone: flushes of the file have to know. */
+void ag_reqs_op_error(struct ag_vnode *vn, const struct ag_op *op, int err);
+void ag_reqs_op_lost(struct ag_vnode *vn, const struct ag_op *op);
+/* The change that req waits for was applied at off (err: it was not); was released. */
+void ag_req_op(struct ag_req *req, struct ag_op *op, int err, uint64_t off);
+void ag_req_op_released(struct ag_req *req, struct ag_op *op);
+
+#endif

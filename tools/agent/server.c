@@ -1,0 +1,717 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * server.c - connections to file servers: made when something waits, kept alive by pings, taken down
+ * with everything that was promised over them.
+ *
+ * Protocol.  connect, HELLO, HELLO_R: up; then VOLUME for every export in use.  PING every third of
+ * the lease; PONG moves the end of all promises that have not ended to one lease after the ping was
+ * sent.  A promise that ended while the PONG was under way stays ended, since the server may have
+ * counted the same.  Frames about a vnode that is busy wait in its queue of tasks.
+ *
+ * Lost: every promise is void (cb_s_break), all mapped files are stripped, and only when the last is
+ * the next HELLO may go out, because HELLO lets other hosts' changes through.  Attempts begin again
+ * as long as something waits, with BACKOFF_MIN to BACKOFF_MAX between them.
+ *
+ * Counters: mass-break, reconnect, garbage.
+ * Locks: none.
+ */
+#include "server.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include <refault/transport.h>
+
+#include "brk.h"
+#include "change.h"
+#include "fetch.h"
+#include "req.h"
+#include "vnode.h"
+
+#define SERVERS_MAX 256u
+#define BACKOFF_MIN 50u   /* ms */
+#define BACKOFF_MAX 1000u /* ms */
+#define LEASE_MIN 30u	  /* ms: a server that grants less cannot be kept up with */
+#define HELLO_WAIT 5000u  /* ms */
+#define HEAD (128u * 1024) /* an encoded message without payload: 4096 ranges and a path */
+
+struct tx {
+	struct ag_list link;
+	size_t len, off;
+	unsigned char data[];
+};
+
+static void on_timer(uv_timer_t *h);
+static void attempt(struct ag_server *srv);
+
+/* ---- by name ---- */
+
+struct ag_server *ag_server_get(struct ag *ag, const char *addr)
+{
+	struct ag_server *srv;
+	unsigned n = 0;
+
+	ag_for_each (srv, &ag->servers, link) {
+		if (!strcmp(srv->addr, addr))
+			return srv;
+		n++;
+	}
+	if (n >= SERVERS_MAX)
+		return NULL;
+	srv = ag_alloc(sizeof(*srv));
+	srv->ag = ag;
+	srv->addr = ag_memdup(addr, strlen(addr) + 1);
+	srv->index = UINT32_MAX;
+	srv->fd = -1;
+	srv->backoff = BACKOFF_MIN;
+	rf_rx_init(&srv->rx);
+	ag_list_init(&srv->tx);
+	ag_list_init(&srv->calls);
+	ag_list_init(&srv->volumes);
+	ag_list_init(&srv->vnodes);
+	uv_timer_init(&ag->loop, &srv->timer);
+	srv->timer.data = srv;
+	ag_list_add(&ag->servers, &srv->link);
+	return srv;
+}
+
+struct ag_volume *ag_volume_get(struct ag_server *srv, const char *name)
+{
+	struct ag_volume *vol;
+
+	ag_for_each (vol, &srv->volumes, link)
+		if (!strcmp(vol->name, name))
+			return vol;
+	vol = ag_alloc(sizeof(*vol));
+	vol->srv = srv;
+	vol->name = ag_memdup(name, strlen(name) + 1);
+	ag_list_add(&srv->volumes, &vol->link);
+	return vol;
+}
+
+int ag_server_index(struct ag_server *srv, uint32_t want)
+{
+	struct ag *ag = srv->ag;
+
+	if (srv->index != UINT32_MAX)
+		return want == UINT32_MAX || want == srv->index ? 0 : -EPROTO;
+	if (want == UINT32_MAX)
+		for (want = 0; want < RF_MAX_SERVERS && ag->server[want]; want++)
+			;
+	if (want >= RF_MAX_SERVERS || ag->server[want])
+		return -ENFILE;
+	srv->index = want;
+	ag->server[want] = srv;
+	return 0;
+}
+
+/* ---- sending ---- */
+
+static void broken(struct ag_server *srv, int err, const char *why)
+{
+	if (srv->broken || srv->fd < 0)
+		return;
+	srv->broken = true;
+	srv->ag->again = true;
+	srv->err = err;
+	snprintf(srv->why, sizeof(srv->why), "%s", why);
+}
+
+static void queue(struct ag_server *srv, const struct iovec *iov, int n, size_t skip)
+{
+	size_t len = 0, at = 0;
+	struct tx *tx;
+
+	for (int i = 0; i < n; i++)
+		len += iov[i].iov_len;
+	tx = malloc(sizeof(*tx) + len - skip);
+	if (!tx) {
+		broken(srv, -ENOMEM, "out of memory");
+		return;
+	}
+	tx->len = len - skip;
+	tx->off = 0;
+	for (int i = 0; i < n; i++) {
+		size_t k = iov[i].iov_len, s = ag_min(skip, k);
+
+		memcpy(tx->data + at, (char *)iov[i].iov_base + s, k - s);
+		at += k - s;
+		skip -= s;
+	}
+	if (ag_list_empty(&srv->tx))
+		ag_io_events(srv->io, UV_READABLE | UV_WRITABLE);
+	ag_list_add(&srv->tx, &tx->link);
+}
+
+static void send_frame(struct ag_server *srv, struct rf_msg *m, const void *payload, size_t len)
+{
+	static unsigned char *head;
+	struct iovec iov[2];
+	struct msghdr h = {.msg_iov = iov, .msg_iovlen = len ? 2 : 1};
+	ssize_t n;
+
+	if (srv->fd < 0 || srv->broken)
+		return;
+	if (!head)
+		head = ag_alloc(HEAD);
+	n = rf_wire_encode(head, HEAD, m, len);
+	if (n < 0) {
+		broken(srv, (int)n, "a message cannot be encoded");
+		return;
+	}
+	iov[0] = (struct iovec){head, (size_t)n};
+	iov[1] = (struct iovec){(void *)(uintptr_t)payload, len};
+	if (!ag_list_empty(&srv->tx)) {
+		queue(srv, iov, 2, 0);
+		return;
+	}
+	do
+		n = sendmsg(srv->fd, &h, MSG_NOSIGNAL | MSG_DONTWAIT);
+	while (n < 0 && errno == EINTR);
+	if (n < 0 && errno != EAGAIN) {
+		broken(srv, -errno, strerror(errno));
+		return;
+	}
+	if (n < 0)
+		n = 0;
+	if ((size_t)n < iov[0].iov_len + len)
+		queue(srv, iov, 2, (size_t)n);
+}
+
+static void flush_tx(struct ag_server *srv)
+{
+	struct tx *tx;
+
+	while ((tx = ag_first(&srv->tx, struct tx, link))) {
+		ssize_t n = send(srv->fd, tx->data + tx->off, tx->len - tx->off,
+				 MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && errno == EAGAIN)
+			return;
+		if (n < 0) {
+			broken(srv, -errno, strerror(errno));
+			return;
+		}
+		tx->off += (size_t)n;
+		if (tx->off == tx->len) {
+			ag_list_del(&tx->link);
+			free(tx);
+		}
+	}
+	ag_io_events(srv->io, UV_READABLE);
+}
+
+struct ag_call *ag_call_new(struct ag_volume *vol, struct ag_vnode *vn,
+			    bool (*reply)(struct ag_call *, struct rf_msg *, void *, size_t),
+			    void *arg)
+{
+	struct ag_call *c = ag_alloc(sizeof(*c));
+
+	c->srv = vol->srv;
+	c->vol = vol;
+	c->vn = vn;
+	c->reply = reply;
+	c->arg = arg;
+	c->epoch = vn ? vn->epoch : 0;
+	ag_list_init(&c->link);
+	ag_list_init(&c->by_vn);
+	return c;
+}
+
+static void call(struct ag_server *srv, struct ag_call *c, struct rf_msg *m, const void *payload,
+		 size_t len)
+{
+	do
+		c->xid = ++srv->xid;
+	while (!c->xid);
+	m->xid = c->xid;
+	c->sent_at = ag_now();
+	ag_list_add(&srv->calls, &c->link);
+	send_frame(srv, m, payload, len);
+}
+
+void ag_call_send(struct ag_call *c, struct rf_msg *m, const void *payload, size_t len)
+{
+	call(c->srv, c, m, payload, len);
+}
+
+void ag_server_send(struct ag_server *srv, struct rf_msg *m)
+{
+	m->xid = 0;
+	send_frame(srv, m, NULL, 0);
+}
+
+/* ---- being up ---- */
+
+void ag_server_kick(struct ag_server *srv)
+{
+	struct ag_vnode *vn;
+
+	ag_for_each (vn, &srv->vnodes, by_server)
+		if (!ag_list_empty(&vn->reqs) || !ag_list_empty(&vn->ops) || vn->want_valid ||
+		    vn->target)
+			ag_vn_kick(vn);
+	srv->ag->again = true; /* the opens */
+}
+
+static bool on_volume(struct ag_call *c, struct rf_msg *m, void *payload, size_t len)
+{
+	struct ag_volume *vol = c->vol;
+
+	(void)payload;
+	(void)len;
+	vol->asked = false;
+	if (!m)
+		return false;
+	if (m->body.type == RF_VOLUME_R) {
+		vol->handle = m->body.rf_body_u.volume_r.volume;
+		vol->ready = true;
+		vol->err = 0;
+	} else if (m->body.type == RF_ERROR) {
+		vol->err = m->body.rf_body_u.error.err ? -(int)m->body.rf_body_u.error.err : -EIO;
+	} else {
+		ag_server_garbage(c->srv, "an answer to VOLUME that is none");
+	}
+	ag_server_kick(c->srv);
+	return false;
+}
+
+static void ask_volume(struct ag_volume *vol)
+{
+	struct rf_msg m = {.body.type = RF_VOLUME};
+
+	if (vol->asked)
+		return;
+	vol->asked = true;
+	m.body.rf_body_u.volume.name = vol->name;
+	ag_call_send(ag_call_new(vol, NULL, on_volume, NULL), &m, NULL, 0);
+}
+
+static void schedule(struct ag_server *srv, uint64_t ms)
+{
+	uv_timer_start(&srv->timer, on_timer, ms, 0);
+}
+
+static bool on_hello(struct ag_call *c, struct rf_msg *m, void *payload, size_t len)
+{
+	struct ag_server *srv = c->srv;
+	const rf_hello_r *r;
+	struct ag_volume *vol;
+	char why[128];
+
+	(void)payload;
+	(void)len;
+	if (!m)
+		return false;
+	if (m->body.type == RF_ERROR) {
+		snprintf(why, sizeof(why), "refused: %.100s", m->body.rf_body_u.error.what);
+		broken(srv, -(int)(m->body.rf_body_u.error.err ? m->body.rf_body_u.error.err : EPROTO),
+		       why);
+		return false;
+	}
+	r = &m->body.rf_body_u.hello_r;
+	if (m->body.type != RF_HELLO_R || r->proto != RF_PROTO_VERSION || r->lease_ms < LEASE_MIN) {
+		ag_server_garbage(srv, "an answer to HELLO that is none");
+		return false;
+	}
+	if (srv->ever) {
+		ag_count(srv->ag, RF_R_RECONNECT, 1);
+		ag_log("%s: connected again%s", srv->addr,
+		       r->instance == srv->instance ? "" : " (the server was restarted)");
+	}
+	srv->state = AG_UP;
+	srv->ever = true;
+	srv->err = 0;
+	srv->why[0] = '\0';
+	srv->instance = r->instance;
+	srv->lease = r->lease_ms * AG_MS;
+	srv->backoff = BACKOFF_MIN;
+	srv->pinged = 0;
+	schedule(srv, r->lease_ms / 3);
+	ag_for_each (vol, &srv->volumes, link)
+		ask_volume(vol);
+	return false;
+}
+
+int ag_volume_ready(struct ag_volume *vol, uint64_t born, const char **why)
+{
+	struct ag_server *srv = vol->srv;
+	const struct ag *ag = srv->ag;
+
+	if (srv->state == AG_UP && !srv->broken) {
+		if (vol->ready)
+			return 1;
+		if (vol->err) {
+			*why = "the server does not serve that volume";
+			return vol->err;
+		}
+		ask_volume(vol);
+		return 0;
+	}
+	if (srv->state == AG_DOWN && !srv->broken && !srv->retrying)
+		attempt(srv);
+	*why = srv->why;
+	if (srv->err && (!srv->ever || ag_now() - born > ag->conf->timeout_ns))
+		return srv->ever ? -EHOSTDOWN : srv->err;
+	return 0;
+}
+
+/* ---- leases ---- */
+
+static bool on_pong(struct ag_call *c, struct rf_msg *m, void *payload, size_t len)
+{
+	struct ag_server *srv = c->srv;
+	uint64_t now = ag_now(), until = c->sent_at + srv->lease;
+	struct ag_vnode *vn;
+
+	(void)payload;
+	(void)len;
+	if (!m)
+		return false;
+	if (m->body.type != RF_PONG) {
+		ag_server_garbage(srv, "an answer to PING that is none");
+		return false;
+	}
+	srv->pinged = 0;
+	ag_for_each (vn, &srv->vnodes, by_server) {
+		/* What a program's stripper took back stays so. */
+		if (vn->until > now && atomic_load(&vn->st->cb_expires_at) > now && until > vn->until)
+			ag_vn_promise(vn, until);
+		if (vn->target_until > now)
+			vn->target_until = ag_max(vn->target_until, until);
+	}
+	return false;
+}
+
+static void ping(struct ag_server *srv)
+{
+	struct rf_msg m = {.body.type = RF_PING};
+	struct ag_call *c;
+
+	if (srv->pinged) {
+		if (ag_now() - srv->pinged > srv->lease)
+			broken(srv, -ETIMEDOUT, "no answer within a lease");
+		return;
+	}
+	c = ag_alloc(sizeof(*c));
+	c->srv = srv;
+	c->reply = on_pong;
+	ag_list_init(&c->by_vn);
+	srv->pinged = ag_now();
+	call(srv, c, &m, NULL, 0);
+}
+
+static void stripped(struct ag_task *t)
+{
+	ag_server_stripped(t->vn->vol->srv);
+}
+
+void ag_server_mass_break(struct ag_server *srv, bool before_hello)
+{
+	struct ag_vnode *vn;
+
+	ag_count(srv->ag, RF_R_MASS_BREAK, 1);
+	srv->mass++;
+	if (srv->index != UINT32_MAX)
+		atomic_fetch_add(&srv->ag->host->server[srv->index].cb_s_break, 1);
+	ag_for_each (vn, &srv->vnodes, by_server) {
+		struct ag_task *t;
+
+		ag_vn_unpromise(vn);
+		vn->epoch++;
+		vn->target = 0;
+		vn->nmerge = 0;
+		if (!ag_vn_mapped(vn))
+			continue;
+		t = ag_task_new(vn, ag_step_strip);
+		if (before_hello) {
+			srv->stripping++;
+			t->done = stripped;
+		}
+		ag_task_post(t);
+	}
+}
+
+/* ---- receiving ---- */
+
+static struct ag_vnode *vnode_of_break(struct ag_server *srv, const rf_break *b)
+{
+	struct ag_volume *vol;
+
+	ag_for_each (vol, &srv->volumes, link)
+		if (vol->ready && vol->handle == b->volume)
+			return ag_vn_find(srv->ag, vol, &b->status.fid);
+	return NULL;
+}
+
+/* True if it has to wait, and does. */
+static bool must_wait(struct ag_server *srv, struct ag_vnode *vn, const void *frame, size_t len)
+{
+	struct ag_task *t;
+
+	if (!vn || !ag_vn_busy(vn))
+		return false;
+	t = ag_task_new(vn, ag_frame_step);
+	t->conn = srv->conn;
+	t->mass = srv->mass;
+	t->data = ag_memdup(frame, len);
+	t->len = len;
+	ag_task_post(t);
+	return true;
+}
+
+/* queued: it waited already.  void_: a mass break went by meanwhile, and what it promises is void. */
+static void dispatch(struct ag_server *srv, void *frame, size_t len, bool queued, bool void_)
+{
+	struct ag_vnode *vn = NULL;
+	struct ag_call *c = NULL, *it;
+	size_t plen;
+	void *payload;
+	struct rf_msg m;
+
+	if (rf_wire_decode(frame, len, &m, &payload, &plen)) {
+		ag_server_garbage(srv, "a frame that does not decode");
+		return;
+	}
+	if (m.body.type == RF_BREAK) {
+		rf_break *b = &m.body.rf_body_u.brk;
+
+		vn = vnode_of_break(srv, b);
+		if (!vn)
+			ag_brk_ack(srv, srv->conn, b->id);
+		else if (queued || !must_wait(srv, vn, frame, len))
+			ag_brk(vn, b, payload, plen);
+		goto out;
+	}
+	if (m.body.type == RF_INIT_STATE) {
+		ag_log("%s: the server forgot its promises", srv->addr);
+		ag_server_mass_break(srv, false);
+		goto out;
+	}
+	ag_for_each (it, &srv->calls, link)
+		if (it->xid == m.xid) {
+			c = it;
+			break;
+		}
+	if (!c || !m.xid) {
+		ag_server_garbage(srv, "an answer that nobody waits for");
+		goto out;
+	}
+	vn = c->vn;
+	if (!vn && c->vol && m.body.type == RF_STATUS_R)
+		vn = ag_vn_find(srv->ag, c->vol, &m.body.rf_body_u.status_r.fid);
+	if (!queued && must_wait(srv, vn, frame, len))
+		goto out;
+	if (void_)
+		c->sent_at = 0;
+	if (!c->reply(c, &m, payload, plen)) {
+		ag_list_del(&c->link);
+		ag_list_del(&c->by_vn);
+		free(c);
+	}
+out:
+	rf_wire_free(&m);
+}
+
+void ag_frame_step(struct ag_task *t)
+{
+	struct ag_vnode *vn = t->vn;
+	struct ag_server *srv = vn->vol->srv;
+
+	vn->task = NULL; /* what the frame makes goes before what waits behind it */
+	if (srv->conn == t->conn && !srv->broken && srv->fd >= 0)
+		dispatch(srv, t->data, t->len, true, t->mass != srv->mass);
+	ag_task_free(t);
+	ag_vn_kick(vn);
+}
+
+static void on_readable(struct ag_server *srv)
+{
+	for (int i = 0; i < 64 && !srv->broken; i++) {
+		ssize_t n, r = rf_rx_read(&srv->rx, srv->fd);
+		void *frame;
+
+		if (r == -EAGAIN)
+			return;
+		if (r <= 0) {
+			if (r == -EPROTO)
+				ag_server_garbage(srv, "what is no frame");
+			else
+				broken(srv, r ? (int)r : -ECONNRESET,
+				       r ? strerror((int)-r) : "the server closed the connection");
+			return;
+		}
+		while (!srv->broken && (n = rf_rx_next(&srv->rx, &frame)) != 0) {
+			if (n < 0) {
+				ag_server_garbage(srv, "what is no frame");
+				return;
+			}
+			dispatch(srv, frame, (size_t)n, false, false);
+		}
+	}
+}
+
+static void on_server(void *arg, int events)
+{
+	struct ag_server *srv = arg;
+
+	if (events & UV_WRITABLE)
+		flush_tx(srv);
+	if (events & ~UV_WRITABLE)
+		on_readable(srv);
+}
+
+void ag_server_garbage(struct ag_server *srv, const char *what)
+{
+	char why[128];
+
+	if (srv->broken)
+		return;
+	ag_count(srv->ag, RF_R_GARBAGE, 1);
+	snprintf(why, sizeof(why), "the server sent %s", what);
+	ag_log("%s: %s; the connection is closed", srv->addr, why);
+	broken(srv, -EPROTO, why);
+}
+
+/* ---- up and down ---- */
+
+static bool wanted(struct ag_server *srv)
+{
+	struct ag_vnode *vn;
+
+	if (ag_req_wants(srv))
+		return true;
+	ag_for_each (vn, &srv->vnodes, by_server)
+		if (!ag_list_empty(&vn->reqs) || ag_vn_unclean(vn) || vn->want_valid ||
+		    ag_vn_mapped(vn))
+			return true;
+	return false;
+}
+
+static void later(struct ag_server *srv)
+{
+	if (!wanted(srv)) {
+		uv_timer_stop(&srv->timer);
+		return;
+	}
+	srv->retrying = true;
+	schedule(srv, srv->backoff);
+	srv->backoff = ag_min(2 * srv->backoff, BACKOFF_MAX);
+}
+
+static void attempt(struct ag_server *srv)
+{
+	struct rf_msg m = {.body.type = RF_HELLO};
+	rf_hello *h = &m.body.rf_body_u.hello;
+	const struct rf_transport *tr;
+	const char *rest;
+	char host[RF_MAX_NAME + 1], name[128] = "?";
+	struct ag_call *c;
+	int fd;
+
+	srv->retrying = false;
+	if (srv->stripping)
+		return; /* ag_server_stripped comes back here */
+	tr = rf_transport_find(srv->addr, &rest);
+	fd = tr ? tr->connect(rest) : -EPROTONOSUPPORT;
+	if (fd >= 0)
+		srv->io = ag_io_add(srv->ag, fd, UV_READABLE, on_server, srv);
+	if (fd >= 0 && !srv->io) {
+		close(fd);
+		fd = -ENOMEM;
+	}
+	if (fd < 0) {
+		srv->err = fd;
+		snprintf(srv->why, sizeof(srv->why), "%s",
+			 tr ? strerror(-fd) : "no such kind of address (unix:PATH is known)");
+		ag_server_kick(srv);
+		later(srv);
+		return;
+	}
+	srv->fd = fd;
+	srv->conn++;
+	srv->state = AG_HELLO;
+	srv->err = 0;
+	schedule(srv, HELLO_WAIT);
+	gethostname(name, sizeof(name) - 1);
+	snprintf(host, sizeof(host), "%s uid %u pid %d", name, (unsigned)getuid(), (int)getpid());
+	h->proto = RF_PROTO_VERSION;
+	memcpy(h->client, srv->ag->client, sizeof(srv->ag->client));
+	h->host = host;
+	c = ag_alloc(sizeof(*c));
+	c->srv = srv;
+	c->reply = on_hello;
+	ag_list_init(&c->by_vn);
+	call(srv, c, &m, NULL, 0);
+}
+
+static void on_timer(uv_timer_t *h)
+{
+	struct ag_server *srv = h->data;
+	struct ag *ag = srv->ag;
+
+	switch (srv->state) {
+	case AG_DOWN:
+		srv->retrying = false;
+		if (wanted(srv))
+			attempt(srv);
+		ag_server_kick(srv); /* some may have waited long enough */
+		break;
+	case AG_HELLO:
+		broken(srv, -ETIMEDOUT, "no answer to HELLO");
+		break;
+	case AG_UP:
+		ping(srv);
+		schedule(srv, srv->lease / AG_MS / 3);
+		break;
+	}
+	ag_settle(ag);
+}
+
+void ag_server_lost(struct ag_server *srv)
+{
+	struct ag_volume *vol;
+	struct ag_call *c;
+	struct tx *tx;
+	bool was_up = srv->state == AG_UP;
+
+	srv->broken = false;
+	ag_io_del(srv->io);
+	srv->io = NULL;
+	close(srv->fd);
+	srv->fd = -1;
+	srv->state = AG_DOWN;
+	srv->conn++;
+	rf_rx_free(&srv->rx);
+	rf_rx_init(&srv->rx);
+	while ((tx = ag_first(&srv->tx, struct tx, link))) {
+		ag_list_del(&tx->link);
+		free(tx);
+	}
+	ag_for_each (vol, &srv->volumes, link)
+		vol->ready = vol->asked = false;
+	if (was_up) {
+		ag_log("%s: connection lost: %s", srv->addr, srv->why);
+		ag_server_mass_break(srv, true);
+	}
+	while ((c = ag_first(&srv->calls, struct ag_call, link))) {
+		ag_list_del(&c->link);
+		c->reply(c, NULL, NULL, 0);
+		ag_list_del(&c->by_vn);
+		free(c);
+	}
+	ag_server_kick(srv);
+	later(srv);
+}
+
+void ag_server_stripped(struct ag_server *srv)
+{
+	if (!--srv->stripping && srv->state == AG_DOWN && !srv->retrying && wanted(srv))
+		attempt(srv);
+}
