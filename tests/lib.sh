@@ -189,8 +189,7 @@ status() {
 }
 # counter HOST NAME: what `refault status` counted; 0 if it is not listed.
 counter() {
-	status "$1" | awk -v n="$2" '{ for (i = 1; i < NF; i++) if ($i == n || $i == n ":") v = $(i + 1) }
-		END { print v + 0 }'
+	status "$1" | awk -v n="$2" '$1 == "counter:" && $2 == n { v = $3 } END { print v + 0 }'
 }
 
 # The processes of a host's agent, supervisor first: they hold the sockets bound to its name.
@@ -235,11 +234,19 @@ worker() {
 	TO[$name]=$in
 	FROM[$name]=$out
 }
+# tell NAME WORD...: a line to NAME.  One that is gone is seen by the answer that does not come.
+tell() {
+	local name=$1
+	shift
+	trap '' PIPE
+	{ printf '%s\n' "$*" >&"${TO[$name]}"; } 2>/dev/null
+	trap : PIPE # programs started later should not inherit that it is ignored
+}
 # ask NAME WORD...: one command, one line of answer on standard output.
 ask() {
 	local name=$1 line
 	shift
-	printf '%s\n' "$*" >&"${TO[$name]}"
+	tell "$name" "$@"
 	if IFS= read -r -t "${PATIENCE:-40}" line <&"${FROM[$name]}"; then
 		printf '%s\n' "$line"
 	else
@@ -261,7 +268,7 @@ dismiss() {
 	local name in out
 	for name; do
 		in=${TO[$name]} out=${FROM[$name]}
-		echo exit >&"$in" # others may have inherited the pipe: no end of file
+		tell "$name" exit # others may have inherited the pipe: no end of file
 		exec {in}>&- {out}<&-
 		wait "${WPID[$name]}" 2>/dev/null
 		unset "TO[$name]" "FROM[$name]" "WPID[$name]"
@@ -292,7 +299,6 @@ cleanup() {
 	if declare -F cleanup_more >/dev/null; then cleanup_more; fi
 	if [ -n "${KEEP:-}" ]; then echo "kept $T"; else rm -rf "$T"; fi
 }
-trap : PIPE # a worker that died is seen by the answer that does not come
 trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM

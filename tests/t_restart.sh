@@ -39,7 +39,7 @@ flush_waits() {
 	both 3 a b && want b 61 load 3 0 1 && want a 61 load 3 0 1 || return
 	stop_server KILL
 	want a ok store 3 0 7a || return
-	echo "msync 3" >&"${TO[a]}"
+	tell a msync 3
 	start_server || return
 	IFS= read -r -t 40 answer <&"${FROM[a]}" || answer='no answer'
 	[ "$answer" = ok ] || { echo "msync: $answer"; return 1; }
