@@ -185,13 +185,15 @@ static bool find_agent(char *buf, size_t cap)
 	return access(buf, X_OK) == 0;
 }
 
+enum { SPAWN_STACK = 32 * 1024 };
+
 struct spawn {
 	const char *path;
 	char **env;
+	char *stack; /* of the one that execs */
 };
 
-/* In the vfork-like child: memory is the parent's, descriptors and signals are its own. */
-static int spawn_child(void *arg)
+static int spawn_exec(void *arg)
 {
 	struct spawn *s = arg;
 	const char *argv[] = {s->path, "--daemon", NULL};
@@ -203,13 +205,29 @@ static int spawn_child(void *arg)
 	return 127;
 }
 
+/* Memory is the program's, descriptors and signal actions are copies. */
+static int spawn_wait(void *arg)
+{
+	struct spawn *s = arg;
+	uint64_t dfl[4] = {0}; /* the kernel's struct sigaction; were it SIG_IGN, wait4 would fail */
+	int status = 0, pid;
+	long r;
+
+	rf_syscall(SYS_rt_sigaction, SIGCHLD, dfl, 0, 8);
+	pid = clone(spawn_exec, s->stack + SPAWN_STACK, CLONE_VM | CLONE_VFORK | SIGCHLD, s);
+	r = pid < 0 ? -1 : rf_syscall(SYS_wait4, pid, &status, 0, 0);
+	rf_syscall(SYS_exit, r == pid && WIFEXITED(status) ? WEXITSTATUS(status) : 126);
+	return 0;
+}
+
 /*
- * Run `refault-agent --daemon` and wait until it says that it listens.  A clone without an exit
- * signal: the program gets no SIGCHLD, and its own wait() calls never see the child.
+ * Run `refault-agent --daemon` and wait until it says that it listens.  By a helper without an exit
+ * signal, so that the program gets no SIGCHLD and its own wait() calls see nobody; two, because exec
+ * gives the one that does it SIGCHLD as its exit signal again.
  */
 static int start_agent(void)
 {
-	enum { STACK = 64 * 1024 };
+	enum { STACK = 2 * SPAWN_STACK };
 	char path[PATH_MAX];
 	struct spawn s = {.path = path};
 	int status = 0, n = 0, k = 0, pid;
@@ -227,12 +245,13 @@ static int start_agent(void)
 			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (sys_err(stack))
 		return -ENOMEM;
+	s.stack = stack;
 	s.env = (char **)(void *)(stack + STACK);
 	for (int i = 0; i < n; i++)
 		if (strncmp(environ[i], "LD_PRELOAD=", 11) != 0)
 			s.env[k++] = environ[i];
 	m = sys_block_all();
-	pid = clone(spawn_child, stack + STACK, CLONE_VM | CLONE_VFORK, &s);
+	pid = clone(spawn_wait, stack + STACK, CLONE_VM | CLONE_VFORK, &s);
 	sys_setmask(m);
 	if (pid < 0) {
 		r = -errno;
