@@ -59,12 +59,12 @@ struct store_attr {
 
 /* A change: what is asked, and what became of it. */
 struct store_change {
-	/* store: ranges, data one after the other, clipped at end of file unless may_extend.
-	 * append: data.  punch: ranges[0].  Clipping writes to ranges and shortens nothing else:
-	 * data still goes by the lengths in asked. */
+	/* store: ranges and their data, one after the other.  append: data.  punch: ranges[0].  After
+	 * success ranges, data and len say what was written: what lay past the end of file and was
+	 * not to extend it is gone from them. */
 	rf_range *ranges;
 	size_t nranges;
-	const unsigned char *data;
+	unsigned char *data;
 	size_t len;
 	bool may_extend;
 

@@ -25,6 +25,8 @@ struct rf_transport {
 	int (*connect)(const char *rest);
 	/* Accept; -EAGAIN when nobody waits.  Fills peer. */
 	int (*accept)(int lfd, struct rf_peer *peer);
+	/* The peer's supplementary groups, at most max of them: how many there are, or -errno. */
+	ssize_t (*groups)(int fd, gid_t *groups, size_t max);
 	/* Forget the address (unlink the socket). */
 	void (*unlisten)(const char *rest);
 };

@@ -163,6 +163,15 @@ static int unix_accept(int lfd, struct rf_peer *peer)
 	return fd;
 }
 
+static ssize_t unix_groups(int fd, gid_t *groups, size_t max)
+{
+	socklen_t len = (socklen_t)(max * sizeof(*groups));
+
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups, &len) && errno != ERANGE)
+		return -errno;
+	return (ssize_t)(len / sizeof(*groups));
+}
+
 static void unix_unlisten(const char *rest)
 {
 	unlink(rest);
@@ -174,6 +183,7 @@ static const struct rf_transport transports[] = {
 	.listen = unix_listen,
 	.connect = unix_connect,
 	.accept = unix_accept,
+	.groups = unix_groups,
 	.unlisten = unix_unlisten,
     },
 };

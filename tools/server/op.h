@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: MIT */
+/* op.h - a request while it is worked on.  Source: op.c. */
+#ifndef SRV_OP_H
+#define SRV_OP_H
+
+#include "file.h"
+
+struct srv_op {
+	uv_work_t work;
+	TAILQ_ENTRY(srv_op) in_conn;
+	TAILQ_ENTRY(srv_op) in_file;
+	TAILQ_ENTRY(srv_op) in_client;
+	struct srv_conn *conn; /* NULL: lost */
+	struct srv_client *client;
+	struct srv_volume *vol;
+	struct store_cred *cred;
+	struct rf_msg msg;
+	uint32_t xid;
+	unsigned char *payload;
+	size_t len;
+	bool owned; /* payload is ours, not the receive buffer's */
+	size_t charged;
+
+	bool replay; /* applied before: only its durability is asked for */
+
+	struct srv_file *file;
+
+	/* between loop thread and pool thread */
+	int err;
+	ssize_t got;
+	struct store_file *sf;
+	struct store_attr attr;
+	struct store_change change;
+	struct srv_out *out;
+	size_t want;
+	uint64_t seq;
+	unsigned tries;
+};
+
+/* Take over msg and look at payload (which is good until return).  After HELLO only. */
+void srv_request(struct srv_conn *conn, struct rf_msg *msg, void *payload, size_t len);
+/* The file is not busy any more: go on with its queue. */
+void srv_op_next(struct srv_file *file);
+/* The request of this client that changes something, with this id, that is under way. */
+struct srv_op *srv_op_find(struct srv_client *client, uint64_t request);
+
+#endif
