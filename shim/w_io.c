@@ -284,25 +284,60 @@ WRAP_ALIAS(lseek64, lseek);
 
 static bool either_managed(struct ctx *c, int a, int b)
 {
-	return file_entry(c, a) || file_entry(c, b);
+	return __builtin_expect(file_entry(c, a) || file_entry(c, b), 0);
+}
+
+/* Through a buffer, by our own read and write; what could not be written is not taken. */
+static ssize_t move(int in, off_t *ioff, int out, off_t *ooff, size_t n)
+{
+	char *buf = io_buf_get(IO_BUF);
+	ssize_t done = 0, r = 0, w = 0;
+
+	if (!buf)
+		return wrap_ret((ssize_t)-ENOMEM);
+	n = n < IO_MAX ? n : IO_MAX;
+	while ((size_t)done < n) {
+		size_t len = n - (size_t)done < IO_BUF ? n - (size_t)done : IO_BUF;
+
+		r = ioff ? w_pread(in, buf, len, *ioff) : w_read(in, buf, len);
+		if (r <= 0)
+			break;
+		w = ooff ? w_pwrite(out, buf, (size_t)r, *ooff) : w_write(out, buf, (size_t)r);
+		if (!ioff && w < r) {
+			int saved = errno;
+			w_lseek(in, (w > 0 ? w : 0) - r, SEEK_CUR);
+			errno = saved;
+		}
+		if (w < 0)
+			break;
+		if (ioff)
+			*ioff += w;
+		if (ooff)
+			*ooff += w;
+		done += w;
+		if (w < r)
+			break;
+	}
+	io_buf_put(buf, IO_BUF);
+	return done ? done : r < 0 || w < 0 ? -1 : 0;
 }
 
 ssize_t w_copy_file_range(int in, off_t *ioff, int out, off_t *ooff, size_t n, unsigned flags)
 {
 	struct ctx *c = ctx_get();
 
-	if (either_managed(c, in, out))
-		return wrap_ret((ssize_t)-EXDEV);
-	return c->real.copy_file_range(in, ioff, out, ooff, n, flags);
+	if (!either_managed(c, in, out))
+		return c->real.copy_file_range(in, ioff, out, ooff, n, flags);
+	return flags ? wrap_ret((ssize_t)-EINVAL) : move(in, ioff, out, ooff, n);
 }
 
 ssize_t w_sendfile(int out, int in, off_t *off, size_t n)
 {
 	struct ctx *c = ctx_get();
 
-	if (either_managed(c, in, out))
-		return wrap_ret((ssize_t)-EINVAL);
-	return c->real.sendfile(out, in, off, n);
+	if (!either_managed(c, in, out))
+		return c->real.sendfile(out, in, off, n);
+	return move(in, off, out, NULL, n);
 }
 WRAP_ALIAS(sendfile64, sendfile);
 

@@ -7,6 +7,10 @@
  * that any program of this user has open.  For a name in a volume the library attaches to an agent
  * that runs; none is started, and a program that only asks about other files never attaches.
  *
+ * Times.  utimes() sets those of the file underneath, which the agent does not hear of.  So mtime
+ * and ctime are shown as a pair from where ctime is later: the kernel's after utimes() here, the
+ * server's after a change there.
+ *
  * Counters, locks: none; entries are read under their sequence number.
  */
 #include <fcntl.h>
@@ -131,6 +135,12 @@ static bool lookup(struct ctx *c, struct asked a, uint64_t dev, uint64_t ino, ui
 	return true;
 }
 
+static bool later(const struct times *t, int64_t sec, int64_t nsec)
+{
+	return t->ctime / 1000000000 != sec ? t->ctime / 1000000000 > sec
+					    : t->ctime % 1000000000 > nsec;
+}
+
 static int show(struct ctx *c, int r, struct asked a, struct stat *st)
 {
 	int saved = errno;
@@ -139,8 +149,10 @@ static int show(struct ctx *c, int r, struct asked a, struct stat *st)
 	if (r == 0 && lookup(c, a, st->st_dev, st->st_ino, st->st_mode, &t)) {
 		st->st_size = (off_t)t.size;
 		st->st_blocks = (blkcnt_t)t.blocks;
-		st->st_mtim = (struct timespec){t.mtime / 1000000000, t.mtime % 1000000000};
-		st->st_ctim = (struct timespec){t.ctime / 1000000000, t.ctime % 1000000000};
+		if (later(&t, st->st_ctim.tv_sec, st->st_ctim.tv_nsec)) {
+			st->st_mtim = (struct timespec){t.mtime / 1000000000, t.mtime % 1000000000};
+			st->st_ctim = (struct timespec){t.ctime / 1000000000, t.ctime % 1000000000};
+		}
 		errno = saved;
 	}
 	return r;
@@ -223,8 +235,10 @@ int w_statx(int dir, const char *path, int flags, unsigned mask, struct statx *s
 		return r;
 	sx->stx_size = t.size;
 	sx->stx_blocks = t.blocks;
-	set_time(&sx->stx_mtime, t.mtime);
-	set_time(&sx->stx_ctime, t.ctime);
+	if (later(&t, sx->stx_ctime.tv_sec, sx->stx_ctime.tv_nsec)) {
+		set_time(&sx->stx_mtime, t.mtime);
+		set_time(&sx->stx_ctime, t.ctime);
+	}
 	errno = saved;
 	return r;
 }
