@@ -432,16 +432,15 @@ static ssize_t append(struct ctx *c, struct vnode *vn, int fd, struct source *s,
 	int r = 0;
 
 	while (done < n) {
-		const uint64_t arg[4] = {durable ? RF_FLUSH_DURABLE : 0};
+		const uint64_t arg[4] = {durable ? RF_FLUSH_DURABLE : 0}, size = size_of(vn);
 		size_t len = n - done < RF_APPEND_MAX ? n - done : RF_APPEND_MAX;
-		int64_t end = io_limit(size_of(vn), size_of(vn) + len);
+		int64_t end = io_limit(size, size + len);
 
 		if (end < 0) {
 			r = (int)end;
 			break;
 		}
-		if ((uint64_t)end < size_of(vn) + len)
-			len = (size_t)((uint64_t)end - size_of(vn));
+		len = (size_t)((uint64_t)end - size);
 		take(s, buf, len);
 		r = agent_request(c, RF_OP_APPEND, vn->id, arg, buf, len, ret, sys_getmask());
 		if (r)
