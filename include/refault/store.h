@@ -3,9 +3,9 @@
  * store.h - what refault-server asks of an engine: the thing that really keeps files.
  *
  * One struct store_ops an engine, as a kernel file system has its file_operations.  The engine that
- * is built in, store_dir (tools/store/dir.c), serves a plain directory.  The server owns DataVersions,
- * promises, leases, request ids and the order of changes; an engine owns names, bytes, rights, and
- * knows when somebody else changed a file.
+ * is built in, store_dir (tools/store/dir.c), serves a plain directory.  The server owns
+ * DataVersions, promises, leases, request ids and the order of changes; an engine owns names,
+ * bytes, rights, and knows when somebody else changed a file.
  *
  * Rules.
  *
@@ -52,16 +52,17 @@ struct store_cred {
 struct store_attr {
 	rf_fid fid;
 	uint64_t size;
-	uint64_t blocks;      /* of 512 bytes */
-	int64_t mtime, ctime; /* ns; every change of the content moves ctime, as far as the clock goes */
+	uint64_t blocks; /* of 512 bytes */
+	int64_t mtime,
+	    ctime; /* ns; every change of the content moves ctime, as far as the clock goes */
 	uint32_t mode, uid, gid, nlink;
 };
 
 /* A change: what is asked, and what became of it. */
 struct store_change {
-	/* store: ranges and their data, one after the other.  append: data.  punch: ranges[0].  After
-	 * success ranges, data and len say what was written: what lay past the end of file and was
-	 * not to extend it is gone from them. */
+	/* store: ranges and their data, one after the other.  append: data.  punch: ranges[0].
+	 * After success ranges, data and len say what was written: what lay past the end of file
+	 * and was not to extend it is gone from them. */
 	rf_range *ranges;
 	size_t nranges;
 	unsigned char *data;
@@ -78,16 +79,16 @@ struct store_change {
 	/* Out.  Valid after success, and after an error if touched. */
 	struct store_attr before; /* right before */
 	struct store_attr after;  /* right after */
-	uint64_t off;		  /* append: where */
-	bool touched;		  /* before and after are filled in */
-	bool torn;		  /* with an error: it could not be undone */
+	uint64_t off;             /* append: where */
+	bool touched;             /* before and after are filled in */
+	bool torn;                /* with an error: it could not be undone */
 };
 
 /* What watch reports. */
 enum {
 	STORE_CONTENT = 1, /* somebody else may have changed the content */
-	STORE_ATTR = 2,	   /* mode, owner or names changed; the content did not */
-	STORE_LOST = 4,	   /* file is NULL: reports were lost, look at every file */
+	STORE_ATTR = 2,    /* mode, owner or names changed; the content did not */
+	STORE_LOST = 4,    /* file is NULL: reports were lost, look at every file */
 };
 typedef void store_changed_fn(void *arg, void *priv, unsigned what);
 
@@ -101,9 +102,9 @@ struct store_ops {
 
 	/*
 	 * The regular file at path, below the tree and never outside it.  flags: RF_LK_*; READ and
-	 * WRITE ask for these rights now; CREATE makes it with mode, as a file of cred.  -EISDIR for
-	 * a directory, -EINVAL for other things that are no regular file, -EACCES for a path that
-	 * leaves the tree.
+	 * WRITE ask for these rights now; CREATE makes it with mode, as a file of cred.  -EISDIR
+	 * for a directory, -EINVAL for other things that are no regular file, -EACCES for a path
+	 * that leaves the tree.
 	 */
 	int (*lookup)(struct store_vol *vol, const struct store_cred *cred, const char *path,
 		      unsigned flags, unsigned mode, bool nowait, struct store_file **file,
@@ -131,11 +132,11 @@ struct store_ops {
 	int (*sync)(struct store_file *file, const struct store_cred *cred);
 
 	/*
-	 * Reports of changes by others.  watch returns a descriptor that becomes readable when there
-	 * are some (then call watch_read, which calls fn for each), or -errno if this engine has to
-	 * be polled.  watch_file starts reporting on one file, with priv as its name; own changes
-	 * (through this table) are not reported.  What status says after watch_file returned is
-	 * either still so or will be reported.
+	 * Reports of changes by others.  watch returns a descriptor that becomes readable when
+	 * there are some (then call watch_read, which calls fn for each), or -errno if this engine
+	 * has to be polled.  watch_file starts reporting on one file, with priv as its name; own
+	 * changes (through this table) are not reported.  What status says after watch_file
+	 * returned is either still so or will be reported.
 	 */
 	int (*watch)(struct store_vol *vol, store_changed_fn *fn, void *arg);
 	void (*watch_read)(struct store_vol *vol);

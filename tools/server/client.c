@@ -18,7 +18,7 @@
 
 #include "op.h"
 
-#define SLACK_MS 50		 /* clocks do not run alike */
+#define SLACK_MS 50               /* clocks do not run alike */
 #define AWAY_MS (10u * 60 * 1000) /* how long requests are remembered for a client that is away */
 #define MAX_CLIENTS_UID 256u
 
@@ -27,7 +27,8 @@ static struct srv_client *client_find(struct srv *srv, uid_t uid, const char id[
 	struct srv_client *c;
 
 	*nuid = 0;
-	TAILQ_FOREACH(c, &srv->clients, link) {
+	TAILQ_FOREACH(c, &srv->clients, link)
+	{
 		if (c->uid != uid)
 			continue;
 		++*nuid;
@@ -82,9 +83,8 @@ static bool client_evict(struct srv *srv, uid_t uid)
 	struct srv_client *c, *oldest = NULL;
 
 	TAILQ_FOREACH(c, &srv->clients, link)
-		if (c->uid == uid && client_idle(c) &&
-		    (!oldest || c->away_since < oldest->away_since))
-			oldest = c;
+	if (c->uid == uid && client_idle(c) && (!oldest || c->away_since < oldest->away_since))
+		oldest = c;
 	if (oldest)
 		client_free(oldest);
 	return oldest != NULL;
@@ -102,21 +102,24 @@ struct srv_client *srv_hello(struct srv_conn *conn, uint32_t xid, const rf_hello
 
 	copy_host(conn, hello->host);
 	if (hello->proto != RF_PROTO_VERSION) {
-		snprintf(text, sizeof(text), "protocol version %u asked for, %u is spoken here; update the older side",
+		snprintf(text, sizeof(text),
+			 "protocol version %u asked for, %u is spoken here; update the older side",
 			 hello->proto, RF_PROTO_VERSION);
 		srv_refuse(conn, xid, EPROTO, text);
 		return NULL;
 	}
 	if (!store_cred_any() && conn->peer.uid != geteuid()) {
 		snprintf(text, sizeof(text),
-			 "this server runs as uid %u and serves that user only (run it as root to serve all)",
+			 "this server runs as uid %u and serves that user only (run it as root to "
+			 "serve all)",
 			 (unsigned)geteuid());
 		srv_refuse(conn, xid, EACCES, text);
 		return NULL;
 	}
 	client = client_find(srv, conn->peer.uid, hello->client, &nuid);
 	if (!client && nuid >= MAX_CLIENTS_UID && !client_evict(srv, conn->peer.uid)) {
-		srv_refuse(conn, xid, EUSERS, "too many clients of this user; try again in some minutes");
+		srv_refuse(conn, xid, EUSERS,
+			   "too many clients of this user; try again in some minutes");
 		return NULL;
 	}
 	if (!client) {
@@ -134,7 +137,7 @@ struct srv_client *srv_hello(struct srv_conn *conn, uint32_t xid, const rf_hello
 			srv_conn_drop(client->conn);
 		srv_brks_end(client);
 		LIST_FOREACH(h, &client->holders, in_client)
-			srv_holder_release(h);
+		srv_holder_release(h);
 	}
 	client->conn = conn;
 	conn->client = client;
@@ -155,8 +158,8 @@ void srv_client_away(struct srv_client *client)
 	client->conn = NULL;
 	client->away_since = srv_now();
 	TAILQ_FOREACH(w, &client->waits, link)
-		if (w->conn == conn)
-			w->conn = NULL;
+	if (w->conn == conn)
+		w->conn = NULL;
 }
 
 bool srv_clients_reap(struct srv *srv, bool all)
@@ -165,7 +168,7 @@ bool srv_clients_reap(struct srv *srv, bool all)
 
 	if (all)
 		TAILQ_FOREACH(c, &srv->clients, link)
-			srv_brks_end(c);
+	srv_brks_end(c);
 	for (c = TAILQ_FIRST(&srv->clients); c; c = next) {
 		next = TAILQ_NEXT(c, link);
 		if (!client_idle(c) && !all)

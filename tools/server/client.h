@@ -23,13 +23,13 @@ struct srv_client {
 	uid_t uid; /* the same id from another user is another client */
 	char id[16];
 	struct srv_conn *conn; /* NULL: away */
-	uint64_t lease_end;    /* ms: from then on its promises are nothing that anybody waits for */
+	uint64_t lease_end; /* ms: from then on its promises are nothing that anybody waits for */
 	uint64_t away_since;
-	unsigned nops;	      /* requests under way, also of lost connections */
+	unsigned nops;          /* requests under way, also of lost connections */
 	struct srv_ops changes; /* those of them that change something */
 	LIST_HEAD(, srv_holder) holders;
 	TAILQ_HEAD(srv_brks, srv_brk) brks; /* breaks that it has not acknowledged, by id */
-	TAILQ_HEAD(, srv_wait) waits; /* its changes that are applied and not released */
+	TAILQ_HEAD(, srv_wait) waits;       /* its changes that are applied and not released */
 	uint64_t last_brk;
 	unsigned nbrks;
 	struct srv_memo *memo;

@@ -6,9 +6,9 @@
  * what is to be sent collects on each connection and goes out in one sendmsg each when the callback
  * ends (srv_flush).
  *
- * Nobody can fill our memory: a connection with too much under way, or with answers that it does not
- * read, is not read from until that has gone; one that does not read its breaks either is closed.
- * A frame that makes no sense ends its connection with one line on stderr.
+ * Nobody can fill our memory: a connection with too much under way, or with answers that it does
+ * not read, is not read from until that has gone; one that does not read its breaks either is
+ * closed. A frame that makes no sense ends its connection with one line on stderr.
  *
  * Counters: srv->nconns.  Locks: none (loop thread).
  */
@@ -169,7 +169,8 @@ static void conn_write(struct srv_conn *conn)
 	while (!STAILQ_EMPTY(&conn->out)) {
 		mh.msg_iovlen = 0;
 		want = 0;
-		STAILQ_FOREACH(out, &conn->out, link) {
+		STAILQ_FOREACH(out, &conn->out, link)
+		{
 			iov[mh.msg_iovlen].iov_base = out->data + out->off;
 			iov[mh.msg_iovlen].iov_len = out->len - out->off;
 			want += out->len - out->off;
@@ -395,7 +396,7 @@ static unsigned conns_of(const struct srv *srv, uid_t uid)
 	unsigned n = 0;
 
 	TAILQ_FOREACH(conn, &srv->conns, link)
-		n += conn->peer.uid == uid;
+	n += conn->peer.uid == uid;
 	return n;
 }
 

@@ -6,8 +6,8 @@
  * change; so it survives a restart if nobody touched the file, and a change made meanwhile shows.
  *
  * Changes by others show in two ways.  The engine reports them; and whenever the server looks at a
- * file it compares size, mtime and ctime with what they were last.  Of a file whose reports have come
- * all the time, a new ctime alone is a chmod, rename or link.
+ * file it compares size, mtime and ctime with what they were last.  Of a file whose reports have
+ * come all the time, a new ctime alone is a chmod, rename or link.
  *
  * Files held open are bounded: beyond max_files those go that nobody was promised anything about,
  * least recently used first; if there are none, promises are broken to make some.  A file whose dv
@@ -126,7 +126,7 @@ static void third(struct srv_file *file, const struct store_attr *now, bool cont
 	if (content)
 		srv_file_moved(file);
 	LIST_FOREACH(h, &file->holders, in_file)
-		h->readable = false;
+	h->readable = false;
 	srv_break(file, &note, NULL, NULL);
 }
 
@@ -173,8 +173,8 @@ void srv_file_changed(void *arg, void *priv, unsigned what)
 	}
 	srv_log("%s: reports of changes were lost; every promise is broken", vol->where);
 	RB_FOREACH(file, srv_files, &vol->srv->files)
-		if (file->vol == vol && file->sf)
-			srv_file_third(file, true);
+	if (file->vol == vol && file->sf)
+		srv_file_third(file, true);
 }
 
 void srv_file_status(struct srv_file *file, const struct srv_client *client, rf_status *out)
@@ -193,8 +193,8 @@ void srv_file_status(struct srv_file *file, const struct srv_client *client, rf_
 	out->gid = a->gid;
 	out->promise_ms = 0;
 	LIST_FOREACH(h, &file->holders, in_file)
-		if (h->client == client)
-			out->promise_ms = srv_promise_ms(h);
+	if (h->client == client)
+		out->promise_ms = srv_promise_ms(h);
 }
 
 /* ---- open and closed ---- */
@@ -204,8 +204,8 @@ static bool promised(const struct srv_file *file)
 	const struct srv_holder *h;
 
 	LIST_FOREACH(h, &file->holders, in_file)
-		if (srv_holder_busy(h))
-			return true;
+	if (srv_holder_busy(h))
+		return true;
 	return false;
 }
 
@@ -259,7 +259,8 @@ int srv_file_adopt(struct srv_file *file, struct store_file *sf)
 	err = vol->watch_fd >= 0 ? vol->ops->watch_file(sf, file) : vol->watch_fd;
 	if (err && vol->watch_fd >= 0 && !vol->mark_failed) {
 		vol->mark_failed = true;
-		srv_log("%s: changes by others to some files are seen by looking once a second only: %s",
+		srv_log("%s: changes by others to some files are seen by looking once a second "
+			"only: %s",
 			vol->where, strerror(-err));
 	}
 	file->watched = false;

@@ -10,12 +10,12 @@ struct srv_file {
 	TAILQ_ENTRY(srv_file) lru; /* if sf */
 	struct srv_volume *vol;
 	rf_fid fid;
-	struct store_file *sf; /* NULL: has to be looked up by a name */
-	uint64_t dv;	       /* 0: never seen */
+	struct store_file *sf;  /* NULL: has to be looked up by a name */
+	uint64_t dv;            /* 0: never seen */
 	struct store_attr attr; /* as of dv */
-	uint64_t seq;		/* + 1 before and after every change: a read across it starts over */
-	bool watched;		/* others' changes are reported, since before attr was taken */
-	struct srv_op *busy;	/* a pool thread changes it: everything else queues */
+	uint64_t seq;        /* + 1 before and after every change: a read across it starts over */
+	bool watched;        /* others' changes are reported, since before attr was taken */
+	struct srv_op *busy; /* a pool thread changes it: everything else queues */
 	struct srv_ops queue;
 	unsigned uses; /* requests and syncs that point here */
 	LIST_HEAD(, srv_holder) holders;

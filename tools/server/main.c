@@ -45,12 +45,13 @@ static int add_export(struct srv_config *config, char *arg)
 	}
 	for (i = 0; i < config->nexports; i++)
 		if (!strcmp(config->export[i].name, arg)) {
-			srv_log("--export %s=%s: the name is used already, for %s; take another", arg,
-				eq + 1, config->export[i].where);
+			srv_log("--export %s=%s: the name is used already, for %s; take another",
+				arg, eq + 1, config->export[i].where);
 			return -EINVAL;
 		}
 	if (config->nexports == SRV_MAX_VOLUMES) {
-		srv_log("--export %s: more than %d exports; run a second server", arg, SRV_MAX_VOLUMES);
+		srv_log("--export %s: more than %d exports; run a second server", arg,
+			SRV_MAX_VOLUMES);
 		return -EINVAL;
 	}
 	config->export[config->nexports].name = arg;
@@ -77,9 +78,12 @@ int main(int argc, char **argv)
 {
 	enum { OPT_LEASE = 256, OPT_VERSION, OPT_HELP };
 	static const struct option options[] = {
-	    {"export", required_argument, NULL, 'e'},	 {"listen", required_argument, NULL, 'l'},
-	    {"lease", required_argument, NULL, OPT_LEASE}, {"verbose", no_argument, NULL, 'v'},
-	    {"version", no_argument, NULL, OPT_VERSION}, {"help", no_argument, NULL, OPT_HELP},
+	    {"export", required_argument, NULL, 'e'},
+	    {"listen", required_argument, NULL, 'l'},
+	    {"lease", required_argument, NULL, OPT_LEASE},
+	    {"verbose", no_argument, NULL, 'v'},
+	    {"version", no_argument, NULL, OPT_VERSION},
+	    {"help", no_argument, NULL, OPT_HELP},
 	    {NULL, 0, NULL, 0},
 	};
 	static struct srv_config config = {.lease_ms = 10000};

@@ -3,20 +3,19 @@
  * op.c - requests, from frame to answer.
  *
  *	LOOKUP			look the name up (here, else in a pool thread), then as STATUS
- *	all others		find the file; if this client has not found it by a name yet, look the
- *				name up first: rights on the way to a file count too
- *	STATUS FETCH		answer; a read that has to wait for a disk goes to a pool thread
- *	STORE APPEND SET_SIZE PUNCH
- *				change; new dv; breaks to the others; APPLIED; RELEASED when they answered
- *	SYNC			fdatasync in a pool thread; RELEASED
+ *	all others		find the file; if this client has not found it by a name yet, look
+ *the name up first: rights on the way to a file count too STATUS FETCH		answer; a read that
+ *has to wait for a disk goes to a pool thread STORE APPEND SET_SIZE PUNCH change; new dv; breaks to
+ *the others; APPLIED; RELEASED when they answered SYNC			fdatasync in a pool thread;
+ *RELEASED
  *
- * Order.  While a pool thread changes a file (file->busy) all other requests for it queue, so changes
- * happen in the order in which they came, and nobody sees half of one.  Reads in pool threads do not
- * hold anybody up: file->seq moves before and after every change, and a read that finds it moved is
- * thrown away and done again, after some times with the file to itself.
+ * Order.  While a pool thread changes a file (file->busy) all other requests for it queue, so
+ *changes happen in the order in which they came, and nobody sees half of one.  Reads in pool
+ *threads do not hold anybody up: file->seq moves before and after every change, and a read that
+ *finds it moved is thrown away and done again, after some times with the file to itself.
  *
- * The promise that a FETCH asks for is recorded before its bytes are read and its dv is taken when it
- * is answered with seq unmoved, so a change in between breaks it.
+ * The promise that a FETCH asks for is recorded before its bytes are read and its dv is taken when
+ *it is answered with seq unmoved, so a change in between breaks it.
  *
  * Locks: none (loop thread); *_work functions run in pool threads and touch their op only.
  */
@@ -28,7 +27,7 @@
 #include <string.h>
 
 #define INLINE_STORE 65536u /* larger ones take too long for the loop thread */
-#define FETCH_HDR 96u	    /* frame header and rf_msg of FETCH_R: nothing in it varies in length */
+#define FETCH_HDR 96u       /* frame header and rf_msg of FETCH_R: nothing in it varies in length */
 #define TRIES 3
 
 static void op_enqueue(struct srv_op *op);
@@ -148,9 +147,9 @@ static void op_free(struct srv_op *op)
 static void op_fail(struct srv_op *op, int err)
 {
 	static const char *const name[] = {
-	    [RF_LOOKUP] = "lookup",   [RF_STATUS] = "status",	  [RF_FETCH] = "fetch",
-	    [RF_STORE] = "store",     [RF_APPEND] = "append",	  [RF_SET_SIZE] = "set size",
-	    [RF_PUNCH] = "punch",     [RF_SYNC] = "sync",
+	    [RF_LOOKUP] = "lookup", [RF_STATUS] = "status", [RF_FETCH] = "fetch",
+	    [RF_STORE] = "store",   [RF_APPEND] = "append", [RF_SET_SIZE] = "set size",
+	    [RF_PUNCH] = "punch",   [RF_SYNC] = "sync",
 	};
 	const rf_file *file = target(&op->msg);
 	char text[RF_MAX_NAME + 1];
@@ -191,8 +190,8 @@ struct srv_op *srv_op_find(struct srv_client *client, uint64_t request)
 	struct srv_op *op;
 
 	TAILQ_FOREACH(op, &client->changes, in_client)
-		if (!op->replay && request_id(&op->msg) == request)
-			return op;
+	if (!op->replay && request_id(&op->msg) == request)
+		return op;
 	return NULL;
 }
 
@@ -446,7 +445,8 @@ static void exec_fetch(struct srv_op *op)
 		return;
 	}
 	op->seq = file->seq;
-	op->got = op->vol->ops->read(file->sf, op->cred, op->out->data + FETCH_HDR, op->want, off, true);
+	op->got =
+	    op->vol->ops->read(file->sf, op->cred, op->out->data + FETCH_HDR, op->want, off, true);
 	if (op->got < 0 && op->got != -EAGAIN) {
 		op_fail(op, (int)op->got);
 		return;
@@ -558,10 +558,11 @@ static void add_range(struct what_changed *w, uint64_t off, uint64_t len, const 
 }
 
 /*
- * A store that extended the file also made zeros between the old end and what it wrote.  Ranges that
- * are not in order, or too many, become the one range that holds them all, without bytes.
+ * A store that extended the file also made zeros between the old end and what it wrote.  Ranges
+ * that are not in order, or too many, become the one range that holds them all, without bytes.
  */
-static void store_ranges(struct what_changed *w, struct store_change *ch, uint64_t before, uint64_t after)
+static void store_ranges(struct what_changed *w, struct store_change *ch, uint64_t before,
+			 uint64_t after)
 {
 	uint64_t end = before, total = ch->len, hole = after > before ? before : UINT64_MAX;
 	uint64_t lo = UINT64_MAX, hi = 0, last = 0;
@@ -606,7 +607,8 @@ static void store_ranges(struct what_changed *w, struct store_change *ch, uint64
 	w->note.len = w->data ? at : 0;
 }
 
-static void one_range(struct what_changed *w, uint64_t off, uint64_t len, const void *data, bool zeros)
+static void one_range(struct what_changed *w, uint64_t off, uint64_t len, const void *data,
+		      bool zeros)
 {
 	if (!len)
 		return;
@@ -892,8 +894,8 @@ static bool repeated(struct srv_op *op)
 	msg.body.rf_body_u.applied = memo->applied;
 	srv_send(op->conn, &msg, NULL, 0);
 	TAILQ_FOREACH(w, &op->client->waits, link)
-		if (w->change && w->request == id)
-			break;
+	if (w->change && w->request == id)
+		break;
 	if (w) {
 		w->conn = op->conn;
 		w->xid = op->xid;
@@ -955,7 +957,8 @@ static struct srv_volume *volume(struct srv_conn *conn, uint32_t v)
 static void file_request(struct srv_conn *conn, struct rf_msg *msg, void *payload, size_t len)
 {
 	rf_file *file = target(msg);
-	struct srv_volume *vol = volume(conn, file ? file->volume : msg->body.rf_body_u.lookup.volume);
+	struct srv_volume *vol =
+	    volume(conn, file ? file->volume : msg->body.rf_body_u.lookup.volume);
 	struct srv_op *op;
 
 	if (!vol) {
@@ -1003,7 +1006,8 @@ void srv_request(struct srv_conn *conn, struct rf_msg *msg, void *payload, size_
 		break;
 	case RF_BREAK_ACK:
 		if (!srv_ack(conn->client, msg->body.rf_body_u.break_ack.id))
-			srv_garbage(conn, "acknowledged a break that was never sent; connection closed");
+			srv_garbage(conn,
+				    "acknowledged a break that was never sent; connection closed");
 		break;
 	case RF_GIVE_UP:
 		vol = volume(conn, msg->body.rf_body_u.give_up.volume);
@@ -1011,7 +1015,9 @@ void srv_request(struct srv_conn *conn, struct rf_msg *msg, void *payload, size_
 			give_up(conn, vol, &msg->body.rf_body_u.give_up);
 		break;
 	default:
-		srv_garbage(conn, "sent a message that only a server sends, or HELLO twice; connection closed");
+		srv_garbage(
+		    conn,
+		    "sent a message that only a server sends, or HELLO twice; connection closed");
 		break;
 	}
 	rf_wire_free(msg);

@@ -5,10 +5,10 @@
  * A holder of a file is in one of three states:
  *
  *	nothing		no promise, nothing to acknowledge: a change needs nothing from it
- *	promise		a change sends it a break and waits for the acknowledgement.  A break that says
- *			what changed keeps the promise; any other ends it
- *	unacked		the promise was ended by a break that is not acknowledged yet: the client may
- *			still show old content, so a change waits for that acknowledgement too
+ *	promise		a change sends it a break and waits for the acknowledgement.  A break that
+ *says what changed keeps the promise; any other ends it
+ *	unacked		the promise was ended by a break that is not acknowledged yet: the client
+ *may still show old content, so a change waits for that acknowledgement too
  *
  * Nothing is waited for beyond the client's lease: then its strippers have stripped by themselves.
  * A client whose connection is lost keeps its promises until then, because it may not know yet.
@@ -33,8 +33,8 @@ struct srv_holder *srv_holder_find(struct srv_file *file, struct srv_client *cli
 	struct srv_holder *h;
 
 	LIST_FOREACH(h, &file->holders, in_file)
-		if (h->client == client)
-			return h;
+	if (h->client == client)
+		return h;
 	return NULL;
 }
 
@@ -135,7 +135,8 @@ void srv_lease_timer(uv_timer_t *timer)
 	struct srv_client *c;
 	struct srv_brk *b, *bn;
 
-	TAILQ_FOREACH(c, &srv->clients, link) {
+	TAILQ_FOREACH(c, &srv->clients, link)
+	{
 		for (b = TAILQ_FIRST(&c->brks); b; b = bn) {
 			bn = TAILQ_NEXT(b, link);
 			end = end_of(c, b->until);
@@ -192,8 +193,8 @@ void srv_holder_drop(struct srv_holder *h)
 	struct srv_brk *b;
 
 	TAILQ_FOREACH(b, &h->client->brks, link)
-		if (b->holder == h)
-			b->holder = NULL;
+	if (b->holder == h)
+		b->holder = NULL;
 	LIST_REMOVE(h, in_file);
 	LIST_REMOVE(h, in_client);
 	free(h);
@@ -253,7 +254,8 @@ void srv_break(struct srv_file *file, const struct srv_note *note, struct srv_cl
 		if (client->conn)
 			tell(h, note, known, id);
 		if (client->conn && client->nbrks > MAX_BRKS)
-			srv_garbage(client->conn, "does not acknowledge its breaks; connection closed");
+			srv_garbage(client->conn,
+				    "does not acknowledge its breaks; connection closed");
 		h->until = h->promise ? h->until : 0;
 	}
 }
@@ -268,10 +270,11 @@ void srv_forget_all(struct srv *srv)
 	struct srv_client *c;
 	struct srv_holder *h;
 
-	TAILQ_FOREACH(c, &srv->clients, link) {
+	TAILQ_FOREACH(c, &srv->clients, link)
+	{
 		LIST_FOREACH(h, &c->holders, in_client)
-			if (h->promise && !h->until)
-				h->until = c->lease_end;
+		if (h->promise && !h->until)
+			h->until = c->lease_end;
 		if (c->conn)
 			srv_send(c->conn, &msg, NULL, 0);
 	}

@@ -12,8 +12,8 @@ struct srv_holder {
 	struct srv_file *file;
 	struct srv_client *client;
 	bool promise;
-	bool readable;	  /* it could read the file: breaks may carry bytes */
-	uint64_t until;	  /* ms; not 0: the promise was forgotten and ends then at the latest */
+	bool readable;    /* it could read the file: breaks may carry bytes */
+	uint64_t until;   /* ms; not 0: the promise was forgotten and ends then at the latest */
 	uint64_t unacked; /* the break that ended the promise, until it is acknowledged */
 };
 

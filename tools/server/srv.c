@@ -178,12 +178,12 @@ static int start_listening(struct srv *srv, const char *addr)
 	srv->lfd = srv->transport->listen(srv->rest);
 	if (srv->lfd >= 0)
 		return 0;
-	why = srv->lfd == -EADDRINUSE	   ? "another server listens there; stop it or take another path"
+	why = srv->lfd == -EADDRINUSE ? "another server listens there; stop it or take another path"
 	      : srv->lfd == -ENAMETOOLONG ? "the path is too long; take one of at most 107 bytes"
-	      : srv->lfd == -ENOTSOCK	   ? "something that is no socket is there; take another path"
-	      : srv->lfd == -EINVAL	   ? "a path is missing; use unix:PATH"
-	      : srv->lfd == -ENOENT	   ? "the directory of the socket is not there; make it first"
-					   : strerror(-srv->lfd);
+	      : srv->lfd == -ENOTSOCK ? "something that is no socket is there; take another path"
+	      : srv->lfd == -EINVAL   ? "a path is missing; use unix:PATH"
+	      : srv->lfd == -ENOENT   ? "the directory of the socket is not there; make it first"
+				      : strerror(-srv->lfd);
 	srv_log("--listen %s: %s", addr, why);
 	return srv->lfd;
 }

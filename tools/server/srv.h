@@ -35,7 +35,7 @@ struct srv_volume {
 	const struct store_ops *ops;
 	struct store_vol *vol;
 	uv_poll_t watch;
-	int watch_fd; /* -errno: changes by others are found by polling only */
+	int watch_fd;     /* -errno: changes by others are found by polling only */
 	bool mark_failed; /* said once */
 };
 
@@ -81,7 +81,8 @@ struct srv {
 
 /* Serve until SIGTERM or SIGINT; 0 or an exit status, with one line on stderr. */
 int srv_run(const struct srv_config *config);
-/* Milliseconds of CLOCK_MONOTONIC: stands still in suspend, so that the server waits rather longer. */
+/* Milliseconds of CLOCK_MONOTONIC: stands still in suspend, so that the server waits rather longer.
+ */
 uint64_t srv_now(void);
 void srv_tick_start(struct srv *srv);
 /* Zeroed; the server ends rather than forget a promise for want of memory. */

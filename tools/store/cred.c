@@ -3,10 +3,10 @@
  * cred.c - act with a peer's rights, a thread at a time.
  *
  * A server that runs as root switches fsuid, fsgid and supplementary groups of the calling thread
- * only: by raw system calls, because the C library's setgroups changes all threads.  The kernel drops
- * the file capabilities of a thread whose fsuid is not 0 and gives them back with fsuid 0; those that
- * it does not drop (CAP_SYS_RESOURCE: reserved blocks, quotas) are given up for good at the start.
- * A server that does not run as root acts for its own user only.
+ * only: by raw system calls, because the C library's setgroups changes all threads.  The kernel
+ * drops the file capabilities of a thread whose fsuid is not 0 and gives them back with fsuid 0;
+ * those that it does not drop (CAP_SYS_RESOURCE: reserved blocks, quotas) are given up for good at
+ * the start. A server that does not run as root acts for its own user only.
  *
  * A thread keeps the identity until the next store_cred_enter, so whoever opens, creates or checks
  * something enters first, with NULL for the server's own business.

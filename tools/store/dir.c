@@ -13,8 +13,8 @@
  *
  * Whole or not at all.  Before a store the bytes that it will overwrite are read.  If they are in
  * memory that costs little and says at the same time that the store will not wait for a disk.  For
- * one range that is not in memory its blocks are allocated beforehand instead, and only the pages at
- * its edges are read; then nothing is left that could fail halfway.
+ * one range that is not in memory its blocks are allocated beforehand instead, and only the pages
+ * at its edges are read; then nothing is left that could fail halfway.
  *
  * Locks: vol->lock for the kept descriptors and for what watch.c needs to know of our own changes;
  * never held across a call that can wait.
@@ -59,8 +59,8 @@ uint64_t dir_hash(int type, const void *handle, size_t n)
 }
 
 /*
- * The kernel's file handle holds the inode's generation, needs no right to read the file, and is what
- * fanotify reports: its hash is the generation.  Where there are no handles, the birth time.
+ * The kernel's file handle holds the inode's generation, needs no right to read the file, and is
+ * what fanotify reports: its hash is the generation.  Where there are no handles, the birth time.
  */
 uint64_t dir_generation(int fd, bool *handle)
 {
@@ -123,9 +123,9 @@ static int dir_vol_open(const char *where, struct store_vol **out, const char **
 	vol->dirfd = open(where, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (vol->dirfd < 0) {
 		err = -errno;
-		*why = err == -ENOENT	 ? "there is no such directory; make it first"
+		*why = err == -ENOENT    ? "there is no such directory; make it first"
 		       : err == -ENOTDIR ? "not a directory; export the directory that holds it"
-		       : err == -EACCES	 ? "no right to go there"
+		       : err == -EACCES  ? "no right to go there"
 					 : "cannot be opened";
 		goto out_free;
 	}
@@ -169,7 +169,8 @@ static bool dir_never_durable(struct store_vol *vol)
 
 /* ---- names ---- */
 
-static int beneath(struct store_vol *vol, const char *path, uint64_t flags, unsigned mode, bool cached)
+static int beneath(struct store_vol *vol, const char *path, uint64_t flags, unsigned mode,
+		   bool cached)
 {
 	struct open_how how = {
 	    .flags = flags | O_CLOEXEC,
@@ -451,8 +452,8 @@ static ssize_t read_all(int fd, void *buf, size_t len, uint64_t off, bool reside
 	return (ssize_t)done;
 }
 
-static ssize_t dir_read(struct store_file *file, const struct store_cred *cred, void *buf, size_t len,
-			uint64_t off, bool nowait)
+static ssize_t dir_read(struct store_file *file, const struct store_cred *cred, void *buf,
+			size_t len, uint64_t off, bool nowait)
 {
 	struct dir_open *o;
 	ssize_t n;
@@ -477,7 +478,8 @@ struct dir_change {
 	int fd;
 	bool readable;
 	bool nowait;
-	unsigned char *old; /* the bytes that were in all ranges, one after the other; NULL: not read */
+	unsigned char
+	    *old; /* the bytes that were in all ranges, one after the other; NULL: not read */
 };
 
 /* The creator of a read-only file goes on writing through the descriptor of its creation. */
@@ -494,8 +496,8 @@ static int open_made(struct store_file *file, const struct store_cred *cred)
 	return fd < 0 ? -errno : fd;
 }
 
-static int change_begin(struct dir_change *c, struct store_file *file, const struct store_cred *cred,
-			struct store_change *ch, bool nowait)
+static int change_begin(struct dir_change *c, struct store_file *file,
+			const struct store_cred *cred, struct store_change *ch, bool nowait)
 {
 	int err;
 
@@ -621,7 +623,8 @@ static int allocate(struct dir_change *c, uint64_t limit)
 	for (i = 0; i < ch->nranges; i++) {
 		uint64_t len = inside(&ch->ranges[i], limit);
 
-		if (len && fallocate(c->fd, FALLOC_FL_KEEP_SIZE, (off_t)ch->ranges[i].off, (off_t)len))
+		if (len &&
+		    fallocate(c->fd, FALLOC_FL_KEEP_SIZE, (off_t)ch->ranges[i].off, (off_t)len))
 			return -errno;
 	}
 	return 0;
@@ -705,8 +708,7 @@ static void store_undo(struct dir_change *c, uint64_t limit, size_t n)
 		if (len && write_all(c->fd, c->old + pos, len, ch->ranges[i].off, &done))
 			ch->torn = true;
 	}
-	if (dir_attr(c->file, c->fd, &now) ||
-	    (now.size != size && ftruncate(c->fd, (off_t)size)))
+	if (dir_attr(c->file, c->fd, &now) || (now.size != size && ftruncate(c->fd, (off_t)size)))
 		ch->torn = true;
 }
 
@@ -731,8 +733,8 @@ static void compact(struct store_change *ch, uint64_t limit)
 	ch->len = to;
 }
 
-static int dir_store(struct store_file *file, const struct store_cred *cred, struct store_change *ch,
-		     bool nowait)
+static int dir_store(struct store_file *file, const struct store_cred *cred,
+		     struct store_change *ch, bool nowait)
 {
 	uint64_t limit, total = 0;
 	struct dir_change c;
@@ -766,7 +768,8 @@ static int dir_store(struct store_file *file, const struct store_cred *cred, str
 
 		err = write_all(c.fd, ch->data + pos, len, ch->ranges[i].off, &done);
 		if (err) {
-			/* The failed range counts as far as it got; restoring all of it does too. */
+			/* The failed range counts as far as it got; restoring all of it does too.
+			 */
 			store_undo(&c, limit, done ? i + 1 : i);
 			return change_end(&c, true, err);
 		}
@@ -777,8 +780,8 @@ out_compact:
 	return change_end(&c, touched, 0);
 }
 
-static int dir_append(struct store_file *file, const struct store_cred *cred, struct store_change *ch,
-		      bool nowait)
+static int dir_append(struct store_file *file, const struct store_cred *cred,
+		      struct store_change *ch, bool nowait)
 {
 	struct store_attr now;
 	struct dir_change c;
@@ -828,8 +831,8 @@ static int dir_append(struct store_file *file, const struct store_cred *cred, st
 	return change_end(&c, done || err, err);
 }
 
-static int dir_resize(struct store_file *file, const struct store_cred *cred, struct store_change *ch,
-		      bool nowait)
+static int dir_resize(struct store_file *file, const struct store_cred *cred,
+		      struct store_change *ch, bool nowait)
 {
 	uint64_t size, end = ch->size;
 	struct store_attr now;
@@ -845,7 +848,8 @@ static int dir_resize(struct store_file *file, const struct store_cred *cred, st
 	if (!ch->grow_only && end == size)
 		return change_end(&c, false, 0);
 	if (nowait && !file->vol->ram) {
-		/* Freeing and allocating may wait for the journal; growing only for the last page. */
+		/* Freeing and allocating may wait for the journal; growing only for the last page.
+		 */
 		err = ch->grow_only || end < size ? -EAGAIN : edge(&c, size, size, true);
 		if (err)
 			return change_end(&c, false, err);
@@ -859,15 +863,15 @@ static int dir_resize(struct store_file *file, const struct store_cred *cred, st
 			err = -errno;
 	}
 	/* Allocation may have got halfway. */
-	if (err && (dir_attr(file, c.fd, &now) ||
-		    ((now.size != size || now.blocks != ch->before.blocks) &&
-		     ftruncate(c.fd, (off_t)size))))
+	if (err &&
+	    (dir_attr(file, c.fd, &now) || ((now.size != size || now.blocks != ch->before.blocks) &&
+					    ftruncate(c.fd, (off_t)size))))
 		ch->torn = true;
 	return change_end(&c, true, err);
 }
 
-static int dir_punch(struct store_file *file, const struct store_cred *cred, struct store_change *ch,
-		     bool nowait)
+static int dir_punch(struct store_file *file, const struct store_cred *cred,
+		     struct store_change *ch, bool nowait)
 {
 	rf_range *r = ch->ranges;
 	struct store_attr now;
@@ -881,7 +885,8 @@ static int dir_punch(struct store_file *file, const struct store_cred *cred, str
 		return err;
 	if (nowait && !file->vol->ram)
 		return change_end(&c, false, -EAGAIN);
-	if (fallocate(c.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)r->off, (off_t)r->len)) {
+	if (fallocate(c.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)r->off,
+		      (off_t)r->len)) {
 		err = -errno;
 		ch->torn = dir_attr(file, c.fd, &now) || now.ctime != ch->before.ctime;
 		return change_end(&c, true, err);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * dir.h - inside the engine that serves a plain directory: dir.c (names, bytes) and watch.c (changes
- * by others).
+ * dir.h - inside the engine that serves a plain directory: dir.c (names, bytes) and watch.c
+ * (changes by others).
  */
 #ifndef REFAULT_STORE_DIR_H
 #define REFAULT_STORE_DIR_H
@@ -33,7 +33,8 @@ struct store_file {
 
 	/*
 	 * The descriptor of its creation, if its mode does not let the owner write: a program may
-	 * create a file read-only and write it.  Good for made_uid as long as the mode is made_mode.
+	 * create a file read-only and write it.  Good for made_uid as long as the mode is
+	 * made_mode.
 	 */
 	int made;
 	uid_t made_uid;

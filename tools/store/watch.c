@@ -2,12 +2,13 @@
 /*
  * watch.c - notice what others do to the files of a served directory.
  *
- * fanotify, where it is there (also unprivileged, Linux 5.13): marks on the inodes, events that name
- * files by handle, and by the pid of whoever did it, so that our own changes are told apart.  A
+ * fanotify, where it is there (also unprivileged, Linux 5.13): marks on the inodes, events that
+ * name files by handle, and by the pid of whoever did it, so that our own changes are told apart. A
  * listener without privilege sees pid 0 for everybody else.
  *
- * inotify else: it does not say who.  An event is ours if we changed the file and its ctime and size
- * are what we left; a change by somebody else in the same instant as one of ours is then missed.
+ * inotify else: it does not say who.  An event is ours if we changed the file and its ctime and
+ * size are what we left; a change by somebody else in the same instant as one of ours is then
+ * missed.
  *
  * Neither sees stores through somebody's own mmap: the server looks at ctime once a second.
  *

@@ -21,8 +21,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define SNDBUF (1024 * 1024) /* one fetch of RF_MAX_DATA in few writes; the kernel may give less   \
-			      */
+#define SNDBUF                                                                                     \
+	(1024 * 1024) /* one fetch of RF_MAX_DATA in few writes; the kernel may give less          \
+		       */
 
 static int unix_addr(const char *rest, struct sockaddr_un *sa)
 {
