@@ -35,9 +35,9 @@ struct ag_vnode;
 struct ag {
 	const struct ag_conf *conf;
 	uv_loop_t loop;
-	uv_timer_t fast;     /* 1 ms, only while something waits for programs */
-	uv_timer_t tick;     /* dirty_expire, only while there is something to look at */
-	uv_timer_t second;   /* housekeeping */
+	uv_timer_t fast;   /* 1 ms, only while something waits for programs */
+	uv_timer_t tick;   /* dirty_expire, only while there is something to look at */
+	uv_timer_t second; /* housekeeping */
 	uv_signal_t term, intr;
 	unsigned life;
 	uint64_t boot, started;
@@ -51,7 +51,8 @@ struct ag {
 	struct rf_host *host;
 	struct rf_twins *twins;
 	uint64_t twins_size;
-	uint32_t twin_high; /* no twin at or above was seen in use since the pool was last trimmed */
+	uint32_t
+	    twin_high; /* no twin at or above was seen in use since the pool was last trimmed */
 
 	struct ag_list procs, peers, servers;
 	uint32_t nprocs, last_proc;
@@ -62,10 +63,10 @@ struct ag {
 	struct ag_list fid[AG_FID_CHAINS];
 	struct ag_list unused; /* vnodes that no program holds, the longest unused first */
 
-	struct ag_list kicked; /* vnodes to look at before we sleep */
-	struct ag_list slow;   /* tasks that wait for programs: the fast timer looks after them */
+	struct ag_list kicked;   /* vnodes to look at before we sleep */
+	struct ag_list slow;     /* tasks that wait for programs: the fast timer looks after them */
 	struct ag_list slow_ops; /* stores that wait for slots, likewise */
-	struct ag_list opens;  /* RF_OP_OPEN that wait for a server */
+	struct ag_list opens;    /* RF_OP_OPEN that wait for a server */
 	bool running, again, fast_on;
 
 	uint64_t cached; /* pages in all caches */

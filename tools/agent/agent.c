@@ -77,8 +77,9 @@ void ag_log(const char *fmt, ...)
 	clock_gettime(CLOCK_REALTIME, &t);
 	localtime_r(&t.tv_sec, &tm);
 	n = strftime(buf, sizeof(buf), "%F %T", &tm);
-	n += (size_t)snprintf(buf + n, sizeof(buf) - n, ".%03d refault-agent[%d]: ",
-			      (int)(t.tv_nsec / 1000000), (int)getpid());
+	n += (size_t)snprintf(buf + n, sizeof(buf) - n,
+			      ".%03d refault-agent[%d]: ", (int)(t.tv_nsec / 1000000),
+			      (int)getpid());
 	va_start(ap, fmt);
 	n += (size_t)ag_max(0, (uint64_t)vsnprintf(buf + n, sizeof(buf) - n - 1, fmt, ap));
 	va_end(ap);
@@ -129,9 +130,7 @@ void ag_settle(struct ag *ag)
 	ag->running = true;
 	do {
 		ag->again = false;
-		ag_for_each (srv, &ag->servers, link)
-			if (srv->broken)
-				ag_server_lost(srv);
+		ag_for_each(srv, &ag->servers, link) if (srv->broken) ag_server_lost(srv);
 		ag_opens_serve(ag);
 		while ((vn = ag_first(&ag->kicked, struct ag_vnode, kick))) {
 			ag_list_del(&vn->kick);
@@ -151,12 +150,10 @@ static void on_fast(uv_timer_t *h)
 	struct ag_op *op;
 
 	ag_procs_check(ag);
-	ag_for_each (p, &ag->procs, link)
-		suspects |= p->suspect && now - p->suspect_at < SUSPECT_FAST;
-	ag_for_each (t, &ag->slow, slow)
-		ag_task_slow(t, now);
-	ag_for_each (op, &ag->slow_ops, slow)
-		ag_flush_slow(op, now);
+	ag_for_each(p, &ag->procs, link) suspects |=
+	    p->suspect && now - p->suspect_at < SUSPECT_FAST;
+	ag_for_each(t, &ag->slow, slow) ag_task_slow(t, now);
+	ag_for_each(op, &ag->slow_ops, slow) ag_flush_slow(op, now);
 	ag_settle(ag);
 	if (!suspects && ag_list_empty(&ag->slow) && ag_list_empty(&ag->slow_ops)) {
 		uv_timer_stop(&ag->fast);
@@ -196,7 +193,8 @@ static bool unclean(struct ag *ag)
 
 /* ---- memory ---- */
 
-/* Our own page table entries and buffers: they would count as ours although they are only used once. */
+/* Our own page table entries and buffers: they would count as ours although they are only used
+ * once. */
 static void trim_mappings(struct ag *ag)
 {
 	for (uint32_t id = 1; id <= ag->vnode_high; id++) {
@@ -227,9 +225,10 @@ static void trim_twins(struct ag *ag)
 		}
 		if (!n)
 			continue;
-		fallocate(ag->twins_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-			  (off_t)(rf_twins_pages_off(ag->twins->n) + ((uint64_t)i << RF_PAGE_SHIFT)),
-			  (off_t)((uint64_t)n << RF_PAGE_SHIFT));
+		fallocate(
+		    ag->twins_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		    (off_t)(rf_twins_pages_off(ag->twins->n) + ((uint64_t)i << RF_PAGE_SHIFT)),
+		    (off_t)((uint64_t)n << RF_PAGE_SHIFT));
 		for (uint32_t k = 0; k < n; k++)
 			atomic_store(&ag->twins->owner[i + k], 0);
 		i += n;
@@ -250,11 +249,11 @@ static void shrink(struct ag *ag)
 
 	if (ag->cached <= ag->budget || ag->dropping)
 		return;
-	ag_for_each (vn, &ag->unused, by_use)
-		if (vn->ncached && !ag_vn_busy(vn)) {
-			victim = vn;
-			break;
-		}
+	ag_for_each(vn, &ag->unused, by_use) if (vn->ncached && !ag_vn_busy(vn))
+	{
+		victim = vn;
+		break;
+	}
 	for (uint32_t k = 0; !victim && k < ag->vnode_high; k++) {
 		ag->drop_hand = ag->drop_hand % ag->vnode_high + 1;
 		vn = ag->vnode[ag->drop_hand];
@@ -282,8 +281,7 @@ static void mass_break_all(struct ag *ag)
 {
 	struct ag_server *srv;
 
-	ag_for_each (srv, &ag->servers, link)
-		ag_server_mass_break(srv, false);
+	ag_for_each(srv, &ag->servers, link) ag_server_mass_break(srv, false);
 }
 
 /* Promises are kept by a clock that stands still while the machine sleeps. */
@@ -496,8 +494,8 @@ static int host_make(struct ag *ag)
 	void *map;
 	uint32_t n;
 
-	ag->host_fd = ag_shared("refault-host", sizeof(struct rf_host), F_SEAL_SHRINK | F_SEAL_GROW,
-				&map);
+	ag->host_fd =
+	    ag_shared("refault-host", sizeof(struct rf_host), F_SEAL_SHRINK | F_SEAL_GROW, &map);
 	if (ag->host_fd < 0)
 		return ag->host_fd;
 	ag->host = map;
@@ -510,7 +508,8 @@ static int host_make(struct ag *ag)
 
 	n = (uint32_t)ag_min(ag_max(ag->budget / 8, TWINS_MIN), TWINS_MAX);
 	ag->twins_size = rf_twins_size(n);
-	ag->twins_fd = ag_shared("refault-twins", ag->twins_size, F_SEAL_SHRINK | F_SEAL_GROW, &map);
+	ag->twins_fd =
+	    ag_shared("refault-twins", ag->twins_size, F_SEAL_SHRINK | F_SEAL_GROW, &map);
 	if (ag->twins_fd < 0)
 		return ag->twins_fd;
 	ag->twins = map;
@@ -533,7 +532,8 @@ static int host_adopt(struct ag *ag, const struct ag_keep *k)
 	ag->host_fd = k->fd[0];
 	ag->twins_fd = k->fd[1];
 	ag->twins_size = (uint64_t)st.st_size;
-	ag->host = mmap(NULL, sizeof(*ag->host), PROT_READ | PROT_WRITE, MAP_SHARED, ag->host_fd, 0);
+	ag->host =
+	    mmap(NULL, sizeof(*ag->host), PROT_READ | PROT_WRITE, MAP_SHARED, ag->host_fd, 0);
 	ag->twins = mmap(NULL, ag->twins_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
 			 ag->twins_fd, 0);
 	if (ag->host == MAP_FAILED || ag->twins == MAP_FAILED)
@@ -553,7 +553,8 @@ static int each(struct ag *ag, struct ag_keeptab *tab, enum ag_keep_kind kind,
 	int r;
 
 	for (unsigned i = 0; i < AG_KEEP_CHAINS; i++)
-		ag_for_each (k, &tab->chain[i], link) {
+		ag_for_each(k, &tab->chain[i], link)
+		{
 			if (k->kind != kind)
 				continue;
 			r = fn(ag, k);
@@ -573,11 +574,11 @@ static int use_adopt(struct ag *ag, const struct ag_keep *k)
 
 	if (k->len != sizeof(*meta))
 		return -EPROTO;
-	ag_for_each (p, &ag->procs, link)
-		if (vn && p->id == (uint32_t)(k->id >> 32)) {
-			ag_vn_use(vn, p, meta->opens);
-			break;
-		}
+	ag_for_each(p, &ag->procs, link) if (vn && p->id == (uint32_t)(k->id >> 32))
+	{
+		ag_vn_use(vn, p, meta->opens);
+		break;
+	}
 	return 0;
 }
 
@@ -613,7 +614,8 @@ static void go_on(struct ag *ag, struct ag_keeptab *tab)
 	stat_adopt(ag);
 	ag_procs_check(ag);
 	/* No promise holds; nothing stays mapped before the servers hear of us. */
-	ag_for_each (srv, &ag->servers, link) {
+	ag_for_each(srv, &ag->servers, link)
+	{
 		srv->ever = true;
 		ag_server_mass_break(srv, true);
 	}
@@ -631,8 +633,7 @@ static void go_on(struct ag *ag, struct ag_keeptab *tab)
 	}
 	ag_log("going on after a crash: %u programs, %u files", ag->nprocs, ag->nvnodes);
 	ag_settle(ag);
-	ag_for_each (p, &ag->procs, link)
-		ag_proc_resend(p);
+	ag_for_each(p, &ag->procs, link) ag_proc_resend(p);
 }
 
 static void lists_init(struct ag *ag)

@@ -4,8 +4,9 @@
  *
  * Bytes known, and the version is the one before: stored in place, merged into what is dirty; the
  * promise goes on, nobody is stripped.  Ranges known: the clean pages among them are dropped, the
- * rest stays mapped and valid; if one of them is dirty, this is not enough.  Else: the promise ends,
- * every program that maps the file strips it, the pages stay for the next validation to judge.
+ * rest stays mapped and valid; if one of them is dirty, this is not enough.  Else: the promise
+ * ends, every program that maps the file strips it, the pages stay for the next validation to
+ * judge.
  *
  * None of it waits for a write-back, for a fetch or for an answer of the server, but for one case:
  * a program whose stripper does not answer still has the file mapped.  Its clean pages are punched;

@@ -3,12 +3,13 @@
  * change.c - what changes a page cache as a whole: one task each, made of steps.
  *
  * All follow one order: words of pages that go are moved to WRITEBACK with the next generation, so
- * that nobody uses or dirties them any more; read_gen moves, for optimistic readers; a worker punches
- * and truncates; then sizes and version are published, the words become EMPTY, and waiters wake.
+ * that nobody uses or dirties them any more; read_gen moves, for optimistic readers; a worker
+ * punches and truncates; then sizes and version are published, the words become EMPTY, and waiters
+ * wake.
  *
  * A clean page may be dropped at any time (DESIGN 11, rule 10).  A dirty page goes only in a cut, a
- * punch or an excision, with no slot naming the vnode; if there was one all the same, it is zeroed in
- * place instead.
+ * punch or an excision, with no slot naming the vnode; if there was one all the same, it is zeroed
+ * in place instead.
  *
  * Counters: drop, excise, in-place, merge, strip (task.c).
  * Locks: invalidate_lock, exclusive, through ag_task_lock; page words by CAS.
@@ -315,7 +316,8 @@ static void strip_end(struct ag_task *t)
 	struct ag_vnode *vn = t->vn;
 
 	all_gone(t);
-	/* Programs that could not be stripped still see their dirty pages: merge before we say done. */
+	/* Programs that could not be stripped still see their dirty pages: merge before we say
+	 * done. */
 	if (t->ack && !t->stripped && ag_vn_ndirty(vn)) {
 		ag_brk_ack_late(t);
 		t->ack = false;
@@ -426,7 +428,8 @@ static void change_worked(struct ag_task *t)
 	size_end(t);
 	all_gone(t);
 	if (t->drop && ranges_dirty(t)) {
-		/* Dirtied while we came: it cannot be dropped, so this is a break like any other. */
+		/* Dirtied while we came: it cannot be dropped, so this is a break like any other.
+		 */
 		ag_vn_unpromise(vn);
 		ag_task_strip(t, strip_done);
 		return;
@@ -451,8 +454,8 @@ static void change_worked(struct ag_task *t)
 static void change_locked(struct ag_task *t)
 {
 	struct ag_vnode *vn = t->vn;
-	uint64_t size = t->have_st ? (t->exact ? t->st.size : size_of(vn, &t->st))
-				   : ag_max(vn->size, t->size);
+	uint64_t size =
+	    t->have_st ? (t->exact ? t->st.size : size_of(vn, &t->st)) : ag_max(vn->size, t->size);
 
 	atomic_fetch_add(&vn->st->read_gen, 1);
 	t->err = 0;
@@ -475,8 +478,7 @@ static void change_locked(struct ag_task *t)
 bool ag_change_in_place(const struct ag_task *t)
 {
 	return !t->drop && !t->punch &&
-	       (!t->have_st ||
-		(t->exact ? t->st.size : size_of(t->vn, &t->st)) == t->vn->size);
+	       (!t->have_st || (t->exact ? t->st.size : size_of(t->vn, &t->st)) == t->vn->size);
 }
 
 void ag_step_change(struct ag_task *t)
@@ -494,9 +496,9 @@ void ag_step_change(struct ag_task *t)
 		t->resize = false;
 		ag_task_end(t);
 		return;
-	} else if (t->resize && (!(vn->size & (RF_PAGE_SIZE - 1)) ||
-				 rf_w_state(atomic_load(&vn->word[vn->size >> RF_PAGE_SHIFT])) ==
-				     RF_PG_EMPTY)) {
+	} else if (t->resize &&
+		   (!(vn->size & (RF_PAGE_SIZE - 1)) ||
+		    rf_w_state(atomic_load(&vn->word[vn->size >> RF_PAGE_SHIFT])) == RF_PG_EMPTY)) {
 		change_locked(t); /* growing by holes only: nobody need be kept away */
 		return;
 	}

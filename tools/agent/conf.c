@@ -90,8 +90,7 @@ static uint64_t cgroup_limit(void)
 uint64_t ag_conf_cache_default(void)
 {
 	long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
-	uint64_t ram = pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size
-					     : (uint64_t)1 << 30;
+	uint64_t ram = pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : (uint64_t)1 << 30;
 
 	return ag_max(ag_min(ram, cgroup_limit()) / 2, CACHE_MIN);
 }
@@ -169,7 +168,8 @@ int ag_conf_parse(struct ag_conf *conf, int argc, char **argv, char *err, size_t
 			return -EINVAL;
 		}
 		if (r) {
-			snprintf(err, errlen, "--%s: '%s' is no number that makes sense here; see --help",
+			snprintf(err, errlen,
+				 "--%s: '%s' is no number that makes sense here; see --help",
 				 opts[which].name, optarg);
 			return -EINVAL;
 		}
@@ -208,7 +208,8 @@ int ag_conf_runtime(struct ag_conf *conf, char *err, size_t errlen)
 		return -ENAMETOOLONG;
 	}
 	if (conf->dir[0] != '/') {
-		snprintf(err, errlen, "runtime directory '%s': the path must be absolute", conf->dir);
+		snprintf(err, errlen, "runtime directory '%s': the path must be absolute",
+			 conf->dir);
 		return -EINVAL;
 	}
 	if (mkdir(conf->dir, 0700) && errno != EEXIST) {
@@ -222,7 +223,8 @@ int ag_conf_runtime(struct ag_conf *conf, char *err, size_t errlen)
 	if (fd >= 0)
 		close(fd);
 	if (r == -ELOOP || r == -ENOTDIR) {
-		snprintf(err, errlen, "runtime directory %s: is a symbolic link or no directory; "
+		snprintf(err, errlen,
+			 "runtime directory %s: is a symbolic link or no directory; "
 			 "remove it, or set REFAULT_RUNTIME_DIR",
 			 conf->dir);
 		return r;
@@ -232,13 +234,15 @@ int ag_conf_runtime(struct ag_conf *conf, char *err, size_t errlen)
 		return r;
 	}
 	if (st.st_uid != uid) {
-		snprintf(err, errlen, "runtime directory %s: belongs to user %u, not to %u; set "
+		snprintf(err, errlen,
+			 "runtime directory %s: belongs to user %u, not to %u; set "
 			 "REFAULT_RUNTIME_DIR",
 			 conf->dir, (unsigned)st.st_uid, uid);
 		return -EPERM;
 	}
 	if (st.st_mode & 077) {
-		snprintf(err, errlen, "runtime directory %s: mode %03o is open to others; make it 0700",
+		snprintf(err, errlen,
+			 "runtime directory %s: mode %03o is open to others; make it 0700",
 			 conf->dir, (unsigned)st.st_mode & 0777);
 		return -EPERM;
 	}

@@ -3,9 +3,9 @@
  * fetch.c - validation, fetching, filling, merging.
  *
  * Protocol.  STATUS and FETCH ask for a promise.  The answer's version decides: ours -> the promise
- * holds and pages may be filled; another -> revalidate (change.c), then fill.  An answer to a request
- * that was sent before the version last changed here, and that is of another version, may be of an
- * older one: it is thrown away and asked again (vn->epoch).
+ * holds and pages may be filled; another -> revalidate (change.c), then fill.  An answer to a
+ * request that was sent before the version last changed here, and that is of another version, may
+ * be of an older one: it is thrown away and asked again (vn->epoch).
  *
  * Filling.  UFFDIO_COPY on our own registered mapping puts a page in whole or not at all; then the
  * word goes EMPTY -> UPTODATE.  EEXIST means that an agent died between the two, or that a program
@@ -77,8 +77,8 @@ struct ag_task *ag_fetch_revalidate(struct ag_vnode *vn, const rf_status *st,
 void ag_fetch_merge_add(struct ag_vnode *vn, uint64_t page)
 {
 	if (!(vn->nmerge & (vn->nmerge - 1)))
-		vn->merge = ag_realloc(vn->merge, (vn->nmerge ? 2 * vn->nmerge : 1) *
-						      sizeof(*vn->merge));
+		vn->merge =
+		    ag_realloc(vn->merge, (vn->nmerge ? 2 * vn->nmerge : 1) * sizeof(*vn->merge));
 	vn->merge[vn->nmerge++] = page;
 }
 
@@ -196,7 +196,8 @@ void ag_fetch_fill(struct ag_vnode *vn, uint64_t page, const void *data, size_t 
 	uint64_t p, n;
 
 	for (p = page; p < end; p += n) {
-		const unsigned char *src = (const unsigned char *)data + ((p - page) << RF_PAGE_SHIFT);
+		const unsigned char *src =
+		    (const unsigned char *)data + ((p - page) << RF_PAGE_SHIFT);
 
 		n = 1;
 		if (page_empty(vn, p)) {
@@ -233,9 +234,10 @@ void ag_fetch_failed(struct ag_vnode *vn)
 		vn->epoch++;
 	}
 	if (vn->want_valid) {
-		ag_log("%s: a break is acknowledged without having merged: the server does not give "
-		       "the file",
-		       vn->path);
+		ag_log(
+		    "%s: a break is acknowledged without having merged: the server does not give "
+		    "the file",
+		    vn->path);
 		vn->want_valid = false;
 		ag_brk_acks(vn);
 	}
@@ -336,9 +338,8 @@ static bool under_way(const struct ag_vnode *vn, uint64_t page)
 {
 	struct ag_call *c;
 
-	ag_for_each (c, &vn->fetches, by_vn)
-		if (page >= c->page && page < c->page + c->npages)
-			return true;
+	ag_for_each(c, &vn->fetches,
+		    by_vn) if (page >= c->page && page < c->page + c->npages) return true;
 	return false;
 }
 
@@ -347,8 +348,7 @@ static unsigned calls_under_way(const struct ag_vnode *vn)
 	struct ag_call *c;
 	unsigned n = 0;
 
-	ag_for_each (c, &vn->fetches, by_vn)
-		n++;
+	ag_for_each(c, &vn->fetches, by_vn) n++;
 	return n;
 }
 
@@ -433,8 +433,8 @@ void ag_fetch_pages(struct ag_vnode *vn, uint64_t first, uint64_t end, bool rand
 	if (random)
 		return;
 	if (s) {
-		s->window = s->window ? (uint32_t)ag_min(2 * (uint64_t)s->window, WINDOW_MAX)
-				      : WINDOW_MIN;
+		s->window =
+		    s->window ? (uint32_t)ag_min(2 * (uint64_t)s->window, WINDOW_MAX) : WINDOW_MIN;
 	} else {
 		s = &vn->stream[vn->stream_hand++ % AG_STREAMS];
 		/* The beginning of a file, and large requests, are the beginning of a stream. */
@@ -457,7 +457,7 @@ void ag_fetch_want(struct ag_vnode *vn)
 	}
 	if (!vn->target && !vn->want_valid)
 		return;
-	if (ag_volume_ready(vn->vol, ag_now(), &why) <= 0)
+	if (ag_volume_ready(vn->vol, 0, &why) <= 0)
 		return;
 	if (!vn->target) {
 		ag_fetch_status(vn);

@@ -2,15 +2,15 @@
 /*
  * flush.c - write-back of dirty pages (DESIGN 11, step 8).
  *
- * For a batch of pages: DIRTY -> WRITEBACK; fence; wait until no slot names them (SLOT_SPIN at once,
- * then until SLOT_WAIT by the fast timer); write-protect them in every program; diff against the
- * twins; send.  From the protection on the pages stand still, and they stay WRITEBACK, with their
- * twins, until the server has applied them.
+ * For a batch of pages: DIRTY -> WRITEBACK; fence; wait until no slot names them (SLOT_SPIN at
+ * once, then until SLOT_WAIT by the fast timer); write-protect them in every program; diff against
+ * the twins; send.  From the protection on the pages stand still, and they stay WRITEBACK, with
+ * their twins, until the server has applied them.
  *
  * A page that does not become quiet (a slot named it for too long, a program's mapping table would
- * not stand still, it holds a synchronisation object) is copied and is DIRTY again at once; the copy
- * is what was sent, and becomes the twin when it is applied.  Until then the page is in no other
- * batch.
+ * not stand still, it holds a synchronisation object) is copied and is DIRTY again at once; the
+ * copy is what was sent, and becomes the twin when it is applied.  Until then the page is in no
+ * other batch.
  *
  * `dirtied` (set by programs before every CAS to DIRTY, slot held) is cleared at the beginning of a
  * walk over the whole file, while wb_inflight is raised so that nobody takes the file for clean; it
@@ -49,9 +49,11 @@ static int protect(const struct ag_op *op)
 	int r = 0;
 
 	while (i < op->npages) {
-		for (k = i + 1; k < op->npages && op->page[k].page - op->page[k - 1].page <= GAP; k++)
+		for (k = i + 1; k < op->npages && op->page[k].page - op->page[k - 1].page <= GAP;
+		     k++)
 			;
-		r = ag_procs_protect(op->vn->ag, op->vn->id, op->page[i].page, op->page[k - 1].page);
+		r = ag_procs_protect(op->vn->ag, op->vn->id, op->page[i].page,
+				     op->page[k - 1].page);
 		if (r)
 			break;
 		i = k;
@@ -331,8 +333,7 @@ static unsigned stores_under_way(const struct ag_vnode *vn)
 	struct ag_op *op;
 	unsigned n = 0;
 
-	ag_for_each (op, &vn->ops, link)
-		n += op->type == RF_STORE && !op->applied;
+	ag_for_each(op, &vn->ops, link) n += op->type == RF_STORE && !op->applied;
 	return n;
 }
 
@@ -345,9 +346,8 @@ static struct ag_op *collect(struct ag_pass *p, bool *held)
 	struct ag_op *op;
 	uint64_t page;
 
-	ag_for_each (op, &vn->ops, link)
-		for (uint32_t i = 0; i < op->npages; i++)
-			copies |= op->page[i].snap != NULL;
+	ag_for_each(op, &vn->ops, link) for (uint32_t i = 0; i < op->npages; i++) copies |=
+	    op->page[i].snap != NULL;
 	op = NULL;
 	*held = false;
 	while (!*held && !more && ag_scan_next(&s, &page)) {

@@ -18,7 +18,8 @@ struct ag_pass {
 	bool begun, durable;
 };
 
-void ag_pass_init(struct ag_pass *p, struct ag_vnode *vn, uint64_t page, uint64_t end, bool durable);
+void ag_pass_init(struct ag_pass *p, struct ag_vnode *vn, uint64_t page, uint64_t end,
+		  bool durable);
 /* True when the walk is at its end. */
 bool ag_pass_step(struct ag_pass *p);
 /* Give up a walk that was begun and not ended. */

@@ -18,17 +18,18 @@ static void one_vnode(FILE *f, struct ag_vnode *vn, uint64_t ndirty)
 	uint64_t now = ag_now();
 
 	fprintf(f,
-		"vnode: %u %s %s/%s dv %" PRIu64 " size %" PRIu64 " pages %" PRIu64 " cached %" PRIu64
-		" dirty %" PRIu64 " ",
+		"vnode: %u %s %s/%s dv %" PRIu64 " size %" PRIu64 " pages %" PRIu64
+		" cached %" PRIu64 " dirty %" PRIu64 " ",
 		vn->id, vn->path, vn->vol->srv->addr, vn->vol->name, vn->dv, vn->size,
 		ag_vn_pages(vn), vn->ncached, ndirty);
 	if (ag_vn_valid(vn))
 		fprintf(f, "promise %" PRIu64 "ms ", (vn->until - now) / AG_MS);
 	else
 		fprintf(f, "promise none ");
-	fprintf(f, "%s\n", ag_vn_mapped(vn)		   ? "mapped"
-			   : ag_list_empty(&vn->uses) ? "unused"
-						      : "open");
+	fprintf(f, "%s\n",
+		ag_vn_mapped(vn)           ? "mapped"
+		: ag_list_empty(&vn->uses) ? "unused"
+					   : "open");
 }
 
 char *ag_info_status(struct ag *ag, size_t *len)
@@ -52,9 +53,11 @@ char *ag_info_status(struct ag *ag, size_t *len)
 		", restarts %u\n",
 		(int)getpid(), (now - ag->started) / AG_SEC, ag->nprocs,
 		ag->cached << RF_PAGE_SHIFT, dirty << RF_PAGE_SHIFT, ag->life - 1);
-	ag_for_each (srv, &ag->servers, link) {
+	ag_for_each(srv, &ag->servers, link)
+	{
 		if (srv->state == AG_UP)
-			fprintf(f, "server: %s connected instance %" PRIx64 " lease %" PRIu64 "ms\n",
+			fprintf(f,
+				"server: %s connected instance %" PRIx64 " lease %" PRIu64 "ms\n",
 				srv->addr, srv->instance, srv->lease / AG_MS);
 		else
 			fprintf(f, "server: %s down %s\n", srv->addr,
@@ -67,8 +70,8 @@ char *ag_info_status(struct ag *ag, size_t *len)
 	}
 	for (unsigned i = 0; i < RF_REASONS; i++) {
 		sum = ag->count[i] + ag->gone[i];
-		ag_for_each (p, &ag->procs, link)
-			sum += atomic_load_explicit(&p->mem->count[i], memory_order_relaxed);
+		ag_for_each(p, &ag->procs, link) sum +=
+		    atomic_load_explicit(&p->mem->count[i], memory_order_relaxed);
 		fprintf(f, "counter: %s %" PRIu64 "\n", rf_reason_name(i), sum);
 	}
 	free(nd);

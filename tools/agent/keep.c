@@ -39,9 +39,7 @@ struct ag_keep *ag_keep_find(struct ag_keeptab *tab, enum ag_keep_kind kind, uin
 {
 	struct ag_keep *k;
 
-	ag_for_each (k, chain_of(tab, kind, id), link)
-		if (k->kind == kind && k->id == id)
-			return k;
+	ag_for_each(k, chain_of(tab, kind, id), link) if (k->kind == kind && k->id == id) return k;
 	return NULL;
 }
 
@@ -152,10 +150,8 @@ int ag_keep_receive(int sock, struct ag_keeptab *tab)
 	} u;
 	struct msg m = {0};
 	struct iovec iov[2] = {{&m, sizeof(m)}, {meta, sizeof(meta)}};
-	struct msghdr h = {.msg_iov = iov,
-			   .msg_iovlen = 2,
-			   .msg_control = u.buf,
-			   .msg_controllen = sizeof(u.buf)};
+	struct msghdr h = {
+	    .msg_iov = iov, .msg_iovlen = 2, .msg_control = u.buf, .msg_controllen = sizeof(u.buf)};
 	int fd[AG_KEEP_FDS], r = -EPROTO;
 	uint32_t nfd = 0;
 	ssize_t n;

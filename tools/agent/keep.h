@@ -16,10 +16,10 @@
 
 enum ag_keep_kind {
 	AG_KEEP_LISTEN = 1, /* id 0: the listening socket */
-	AG_KEEP_HOST,	    /* id 0: host, twins; struct ag_keep_host */
-	AG_KEEP_PROC,	    /* id: proc id: connection, proc, userfaultfd, stripper, pidfd */
-	AG_KEEP_VNODE,	    /* id: vnode: data, state; struct ag_keep_vnode and strings */
-	AG_KEEP_USE,	    /* id: proc << 32 | vnode; count of opens */
+	AG_KEEP_HOST,       /* id 0: host, twins; struct ag_keep_host */
+	AG_KEEP_PROC,       /* id: proc id: connection, proc, userfaultfd, stripper, pidfd */
+	AG_KEEP_VNODE,      /* id: vnode: data, state; struct ag_keep_vnode and strings */
+	AG_KEEP_USE,        /* id: proc << 32 | vnode; count of opens */
 };
 
 #define AG_KEEP_FDS 5
@@ -65,7 +65,8 @@ int ag_keep_set(struct ag_keeptab *tab, enum ag_keep_kind kind, uint64_t id, con
 /* Closes the descriptors. */
 void ag_keep_remove(struct ag_keeptab *tab, enum ag_keep_kind kind, uint64_t id);
 
-/* The agent's side of the socketpair.  Sending never waits long: the supervisor does nothing else. */
+/* The agent's side of the socketpair.  Sending never waits long: the supervisor does nothing else.
+ */
 int ag_keep_put(int sock, enum ag_keep_kind kind, uint64_t id, const int *fd, uint32_t nfd,
 		const void *meta, uint32_t len);
 int ag_keep_del(int sock, enum ag_keep_kind kind, uint64_t id);

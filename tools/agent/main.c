@@ -182,7 +182,8 @@ int main(int argc, char **argv)
 	}
 	if (r < 0) {
 		snprintf(err, sizeof(err), "%s/agent.lock", conf.dir);
-		return fail(r == -EBUSY ? "another agent holds agent.lock but does not answer" : err, r);
+		return fail(
+		    r == -EBUSY ? "another agent holds agent.lock but does not answer" : err, r);
 	}
 	fd = ag_listen_make(&conf);
 	if (fd < 0) {

@@ -6,12 +6,12 @@
  * breaks: the version steps over our own change if it was the version before; RELEASED, when nobody
  * can see the old bytes any more.  A program's flush waits for RELEASED.
  *
- * A connection that is lost: a STORE that was not applied is forgotten, its pages are DIRTY again and
- * the next flush makes a new one from them.  Everything else (also a STORE that was applied but not
- * released) is sent again, with the same request id, which the server does not apply twice.
+ * A connection that is lost: a STORE that was not applied is forgotten, its pages are DIRTY again
+ * and the next flush makes a new one from them.  Everything else (also a STORE that was applied but
+ * not released) is sent again, with the same request id, which the server does not apply twice.
  *
- * Rejection.  A STORE that the server refuses for good marks its pages REJECTED, counts an error and
- * has them excised; a refusal for other reasons leaves them DIRTY for the next flush.
+ * Rejection.  A STORE that the server refuses for good marks its pages REJECTED, counts an error
+ * and has them excised; a refusal for other reasons leaves them DIRTY for the next flush.
  *
  * Counters: store, redirty (flush.c), excise (change.c).
  * Locks: page words by CAS; a word is moved on only if it is still the one that was sent.
@@ -83,10 +83,10 @@ void *ag_op_snapshot(const struct ag_vnode *vn, uint64_t page)
 {
 	struct ag_op *op;
 
-	ag_for_each (op, &vn->ops, link)
-		for (uint32_t i = 0; !op->applied && i < op->npages; i++)
-			if (op->page[i].page == page && op->page[i].snap)
-				return op->page[i].snap;
+	ag_for_each(op, &vn->ops, link) for (uint32_t i = 0; !op->applied && i < op->npages;
+					     i++) if (op->page[i].page == page &&
+						      op->page[i].snap) return op->page[i]
+	    .snap;
 	return NULL;
 }
 
@@ -95,7 +95,8 @@ uint64_t ag_ops_size(const struct ag_vnode *vn)
 	uint64_t size = vn->ssize;
 	struct ag_op *op;
 
-	ag_for_each (op, &vn->ops, link) {
+	ag_for_each(op, &vn->ops, link)
+	{
 		if (op->applied)
 			continue;
 		if (op->type == RF_STORE && op->may_extend && op->change.n) {
@@ -204,8 +205,9 @@ static void op_failed(struct ag_op *op, const rf_error *e)
 		ag_log("%s: cannot be made durable: %s (%s)", vn->path, strerror(err), e->what);
 	} else if (ours && rejection(err)) {
 		wb_error(vn, err);
-		ag_log("%s: the server refused the write-back of %u pages: %s (%s); they are dropped",
-		       vn->path, op->npages, strerror(err), e->what);
+		ag_log(
+		    "%s: the server refused the write-back of %u pages: %s (%s); they are dropped",
+		    vn->path, op->npages, strerror(err), e->what);
 		pages_rejected(op);
 		ag_task_post(ag_task_new(vn, ag_step_excise));
 	} else if (ours) {
@@ -259,7 +261,8 @@ static void op_applied(struct ag_op *op, const rf_applied *a)
 	if (op->type != RF_STORE) {
 		change_here(op, a);
 		if (op->gated)
-			vn->gate = op->gated = false; /* the change is in front of whatever comes now */
+			vn->gate = op->gated =
+			    false; /* the change is in front of whatever comes now */
 		return;
 	}
 	for (uint32_t i = 0; vn->target && i < op->npages; i++)
@@ -315,8 +318,9 @@ static bool on_answer(struct ag_call *c, struct rf_msg *m, void *payload, size_t
 		return false;
 	case RF_APPLIED:
 		a = &m->body.rf_body_u.applied;
-		if (op->state != AG_OP_SENT || op->type == RF_SYNC || a->status.size > AG_SIZE_MAX ||
-		    a->status.fid.ino != vn->fid.ino || a->status.fid.gen != vn->fid.gen)
+		if (op->state != AG_OP_SENT || op->type == RF_SYNC ||
+		    a->status.size > AG_SIZE_MAX || a->status.fid.ino != vn->fid.ino ||
+		    a->status.fid.gen != vn->fid.gen)
 			break;
 		op_applied(op, a);
 		return true;
@@ -405,10 +409,10 @@ void ag_ops_resend(struct ag_vnode *vn)
 	struct ag_op *op;
 	const char *why;
 
-	ag_for_each (op, &vn->ops, link)
-		if (op->state == AG_OP_LOST) {
-			if (ag_volume_ready(vn->vol, ag_now(), &why) <= 0)
-				return;
-			ag_op_send(op);
-		}
+	ag_for_each(op, &vn->ops, link) if (op->state == AG_OP_LOST)
+	{
+		if (ag_volume_ready(vn->vol, 0, &why) <= 0)
+			return;
+		ag_op_send(op);
+	}
 }

@@ -32,9 +32,9 @@ struct ag_op {
 
 	struct ag_op_page {
 		uint64_t page, word; /* the word as WRITEBACK */
-		bool loud;	     /* a slot named it for too long */
-		void *snap;	     /* not quiet: DIRTY again, and this is what was sent */
-	} *page;
+		bool loud;           /* a slot named it for too long */
+		void *snap;          /* not quiet: DIRTY again, and this is what was sent */
+	} * page;
 	uint32_t npages;
 	struct ag_change change; /* STORE: ranges and bytes; APPEND: bytes; PUNCH: the range */
 

@@ -3,8 +3,8 @@
  * pages.c - page words, diff, merge, the guard, the status table.
  *
  * Counters: none.
- * Locks: words and bytes by CAS against programs; the status table by its entries' sequence numbers,
- * the agent is the only writer.
+ * Locks: words and bytes by CAS against programs; the status table by its entries' sequence
+ * numbers, the agent is the only writer.
  */
 #include "pages.h"
 
@@ -165,11 +165,11 @@ void ag_merge(void *page, void *twin, void *snap, const void *theirs, uint32_t f
 
 			if (!((mine ^ new) & take) ||
 			    atomic_compare_exchange_weak(&p[i], &mine,
-							 (mine & ~take) | (new & take)))
+							 (mine & ~take) | (new &take)))
 				break;
 		}
 		/* By CAS too: a writer may be marking bytes as explicitly written. */
-		while (!atomic_compare_exchange_weak(&t[i], &old, (old & ~mask) | (new & mask)))
+		while (!atomic_compare_exchange_weak(&t[i], &old, (old & ~mask) | (new &mask)))
 			;
 		if (s)
 			set_bytes(&s[i], mask, new);
@@ -207,7 +207,8 @@ static void on_sigbus(int sig)
 {
 	if (guard_on)
 		siglongjmp(guard_env, 1);
-	/* Not ours: runs again with the default action, and the supervisor starts the next agent. */
+	/* Not ours: runs again with the default action, and the supervisor starts the next agent.
+	 */
 	signal(sig, SIG_DFL);
 }
 

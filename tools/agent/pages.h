@@ -58,7 +58,8 @@ void ag_store(void *page, const void *bytes, uint32_t from, uint32_t to);
 /* The same with zeros. */
 void ag_zero(void *page, uint32_t from, uint32_t to);
 
-/* Run fn(arg); -EFAULT if it touched a byte of a page cache that is not there.  Loop thread only. */
+/* Run fn(arg); -EFAULT if it touched a byte of a page cache that is not there.  Loop thread only.
+ */
 int ag_guard(void (*fn)(void *arg), void *arg);
 int ag_guard_install(void);
 

@@ -97,9 +97,10 @@ static void attach(struct ag_peer *p, const struct rf_req *q, int *fd, unsigned 
 
 	if (q->version != RF_AGENT_VERSION) {
 		r.err = -EPROTO;
-		snprintf(r.text, sizeof(r.text),
-			 "the library speaks version %u, this agent %u: `refault stop`, and start again",
-			 q->version, (unsigned)RF_AGENT_VERSION);
+		snprintf(
+		    r.text, sizeof(r.text),
+		    "the library speaks version %u, this agent %u: `refault stop`, and start again",
+		    q->version, (unsigned)RF_AGENT_VERSION);
 	} else if (nfd != 2) {
 		r.err = -EPROTO;
 		snprintf(r.text, sizeof(r.text), "ATTACH carries two descriptors, not %u", nfd);
@@ -176,8 +177,7 @@ static void take(struct ag *ag, int fd)
 		return;
 	}
 	/* Who connects and says nothing shall not keep others out: the oldest goes. */
-	ag_for_each (p, &ag->peers, link)
-		n++;
+	ag_for_each(p, &ag->peers, link) n++;
 	if (n >= PEERS_MAX)
 		peer_free(ag_first(&ag->peers, struct ag_peer, link), true);
 	p = ag_alloc(sizeof(*p));

@@ -4,9 +4,9 @@
  *
  * A program's connection only carries requests; answers go to its cells.  It is dead when an ioctl
  * on its userfaultfd says ESRCH, and not before: a stopped program is alive, one that closed all
- * its descriptors is, and a fork child may hold the socket open for long after.  What hints at death
- * (the connection, the stripper's socket or the pidfd) makes it a suspect; suspects are asked at
- * once, then every millisecond for a while, then every second.
+ * its descriptors is, and a fork child may hold the socket open for long after.  What hints at
+ * death (the connection, the stripper's socket or the pidfd) makes it a suspect; suspects are asked
+ * at once, then every millisecond for a while, then every second.
  *
  * What is read from rf_proc is the program's word: indexes are bounded, addresses are only used
  * with its own userfaultfd.
@@ -80,7 +80,8 @@ static void proc_free(struct ag_proc *p)
 	for (unsigned i = 0; i < RF_REASONS; i++)
 		ag->gone[i] += atomic_load_explicit(&p->mem->count[i], memory_order_relaxed);
 	free_twins(p);
-	ag_for_each (u, &p->uses, by_proc) {
+	ag_for_each(u, &p->uses, by_proc)
+	{
 		ag_vn_flush_behind(u->vn);
 		ag_vn_unuse(u);
 	}
@@ -120,9 +121,7 @@ void ag_procs_check(struct ag *ag)
 {
 	struct ag_proc *p;
 
-	ag_for_each (p, &ag->procs, link)
-		if (p->suspect)
-			reap(p);
+	ag_for_each(p, &ag->procs, link) if (p->suspect) reap(p);
 }
 
 static void suspect(struct ag_proc *p)
@@ -237,8 +236,7 @@ static uint32_t id_take(struct ag *ag)
 		bool used = false;
 
 		ag->last_proc = ag->last_proc % 65535 + 1;
-		ag_for_each (p, &ag->procs, link)
-			used |= p->id == ag->last_proc;
+		ag_for_each(p, &ag->procs, link) used |= p->id == ag->last_proc;
 		if (!used)
 			return ag->last_proc;
 	}
@@ -289,7 +287,8 @@ struct ag_proc *ag_proc_attach(struct ag *ag, int conn, pid_t pid, int uffd, int
 		goto nomem;
 	p->pid = pid;
 	p->pidfd = pidfd_open(pid, 0);
-	p->mem_fd = ag_shared("refault-proc", sizeof(struct rf_proc), F_SEAL_SHRINK | F_SEAL_GROW, &map);
+	p->mem_fd =
+	    ag_shared("refault-proc", sizeof(struct rf_proc), F_SEAL_SHRINK | F_SEAL_GROW, &map);
 	if (p->pidfd < 0 || p->mem_fd < 0)
 		goto fail;
 	p->mem = map;
@@ -307,7 +306,8 @@ struct ag_proc *ag_proc_attach(struct ag *ag, int conn, pid_t pid, int uffd, int
 	ag_list_add(&ag->procs, &p->link);
 	ag->nprocs++;
 	ag_keep_put(ag->keep, AG_KEEP_PROC, p->id,
-		    (int[]){p->conn, p->mem_fd, p->uffd, p->strip, p->pidfd}, 5, &meta, sizeof(meta));
+		    (int[]){p->conn, p->mem_fd, p->uffd, p->strip, p->pidfd}, 5, &meta,
+		    sizeof(meta));
 	ag_debug("program %d attached (id %u)", (int)pid, p->id);
 	ag_timers(ag);
 	return p;
@@ -402,7 +402,8 @@ bool ag_slots_busy(struct ag *ag, uint32_t vnode, uint64_t first, uint64_t npage
 {
 	struct ag_proc *p;
 
-	ag_for_each (p, &ag->procs, link) {
+	ag_for_each(p, &ag->procs, link)
+	{
 		uint32_t n = (uint32_t)ag_min(atomic_load(&p->mem->slots_used), RF_SLOTS);
 
 		for (uint32_t i = 0; i < n; i++) {
@@ -452,8 +453,8 @@ bool ag_proc_maps(struct ag_proc *p, uint32_t vnode)
 			break;
 		n = (uint32_t)ag_min(atomic_load(&p->mem->nmaps), RF_MAPS);
 		for (uint32_t i = 0; i < n && !found; i++)
-			found = atomic_load_explicit(&p->mem->map[i].vnode,
-						     memory_order_relaxed) == vnode;
+			found = atomic_load_explicit(&p->mem->map[i].vnode, memory_order_relaxed) ==
+				vnode;
 		if (!table_moved(p, seq))
 			return found;
 	}
@@ -464,9 +465,7 @@ bool ag_procs_map(struct ag *ag, uint32_t vnode)
 {
 	struct ag_proc *p;
 
-	ag_for_each (p, &ag->procs, link)
-		if (ag_proc_maps(p, vnode))
-			return true;
+	ag_for_each(p, &ag->procs, link) if (ag_proc_maps(p, vnode)) return true;
 	return false;
 }
 
@@ -539,7 +538,8 @@ int ag_procs_protect(struct ag *ag, uint32_t vnode, uint64_t first, uint64_t las
 	struct ag_proc *p;
 	int r;
 
-	ag_for_each (p, &ag->procs, link) {
+	ag_for_each(p, &ag->procs, link)
+	{
 		r = protect_proc(p, vnode, first, last);
 		if (r)
 			return r;

@@ -2,13 +2,13 @@
 /*
  * req.c - requests of programs.
  *
- * A request waits on its vnode's list.  serve() looks at it whenever something happened to the vnode
- * and the vnode is not busy: it finishes the request, or asks for what is missing (validation, pages,
- * write-back, a connection) and leaves it there.  So nothing has to remember how far it was, and a
- * lost connection needs no special case.
+ * A request waits on its vnode's list.  serve() looks at it whenever something happened to the
+ * vnode and the vnode is not busy: it finishes the request, or asks for what is missing
+ * (validation, pages, write-back, a connection) and leaves it there.  So nothing has to remember
+ * how far it was, and a lost connection needs no special case.
  *
- * Programs wait REFAULT_TIMEOUT for a server that was there once; an open on a server that was never
- * reached fails at once.
+ * Programs wait REFAULT_TIMEOUT for a server that was there once; an open on a server that was
+ * never reached fails at once.
  *
  * Counters: flush, garbage.
  * Locks: none.
@@ -25,7 +25,7 @@
 #include "fetch.h"
 #include "server.h"
 
-#define REQS_MAX 4096u	 /* of one program under way; it has RF_CELLS cells */
+#define REQS_MAX 4096u    /* of one program under way; it has RF_CELLS cells */
 #define ANSWER_PAGES 256u /* a FAULT is answered when so many of its pages are there */
 
 /* ---- made and ended ---- */
@@ -100,9 +100,9 @@ void ag_req_forget_proc(struct ag_proc *p)
 		/* Parts of a flush of all go on for nobody. */
 		for (uint32_t id = 1; req->parts && id <= p->ag->vnode_high; id++)
 			if (p->ag->vnode[id])
-				ag_for_each (part, &p->ag->vnode[id]->reqs, link)
-					if (part->parent == req)
-						part->parent = NULL, req->parts--;
+				ag_for_each(part, &p->ag->vnode[id]->reqs,
+					    link) if (part->parent == req) part->parent = NULL,
+									   req->parts--;
 		req_free(req);
 	}
 }
@@ -147,8 +147,7 @@ static int serve_fault(struct ag_req *req)
 		return 0;
 	if (first < pages && !cached(vn, first, want)) {
 		/* The stream is looked at once; after that only what is still missing is. */
-		ag_fetch_pages(vn, first, want,
-			       req->asked || (req->q.arg[2] & RF_FAULT_RANDOM));
+		ag_fetch_pages(vn, first, want, req->asked || (req->q.arg[2] & RF_FAULT_RANDOM));
 		req->asked = true;
 	}
 	if (!valid)
@@ -164,7 +163,8 @@ void ag_reqs_fail(struct ag_vnode *vn, uint64_t first, uint64_t end, int err)
 {
 	struct ag_req *req;
 
-	ag_for_each (req, &vn->reqs, link) {
+	ag_for_each(req, &vn->reqs, link)
+	{
 		uint64_t a = req->q.arg[0], n = ag_max(req->q.arg[1], 1);
 
 		if (req->q.op == RF_OP_FAULT && a < end && (n >= UINT64_MAX - a || a + n > first))
@@ -215,12 +215,12 @@ static int flush_error(struct ag_req *req)
 		return req->err;
 	if (!(req->q.arg[2] & RF_FLUSH_ERROR) || !req->proc)
 		return 0;
-	ag_for_each (u, &vn->uses, by_vnode)
-		if (u->proc == req->proc && u->errseq != now) {
-			u->errseq = now;
-			if (req->q.arg[3] != now)
-				return -atomic_load(&vn->st->wb_err);
-		}
+	ag_for_each(u, &vn->uses, by_vnode) if (u->proc == req->proc && u->errseq != now)
+	{
+		u->errseq = now;
+		if (req->q.arg[3] != now)
+			return -atomic_load(&vn->st->wb_err);
+	}
 	return 0;
 }
 
@@ -228,9 +228,8 @@ static void errors_told(struct ag_req *req)
 {
 	struct ag_use *u;
 
-	ag_for_each (u, &req->vn->uses, by_vnode)
-		if (u->proc == req->proc)
-			u->errseq = atomic_load(&req->vn->st->errseq);
+	ag_for_each(u, &req->vn->uses, by_vnode) if (u->proc == req->proc) u->errseq =
+	    atomic_load(&req->vn->st->errseq);
 }
 
 /* There is nothing that a server would have to be told. */
@@ -295,18 +294,18 @@ void ag_reqs_op_error(struct ag_vnode *vn, const struct ag_op *op, int err)
 
 	if (op->program)
 		return;
-	ag_for_each (req, &vn->reqs, link)
-		if (req->q.op == RF_OP_FLUSH && !req->err && (!req->passed || req->op_seq >= op->seq))
-			req->err = err;
+	ag_for_each(req, &vn->reqs, link) if (req->q.op == RF_OP_FLUSH && !req->err &&
+					      (!req->passed || req->op_seq >= op->seq)) req->err =
+	    err;
 }
 
 void ag_reqs_op_lost(struct ag_vnode *vn, const struct ag_op *op)
 {
 	struct ag_req *req;
 
-	ag_for_each (req, &vn->reqs, link)
-		if (req->q.op == RF_OP_FLUSH && (!req->passed || req->op_seq >= op->seq))
-			pass_again(req);
+	ag_for_each(req, &vn->reqs,
+		    link) if (req->q.op == RF_OP_FLUSH && (!req->passed || req->op_seq >= op->seq))
+	    pass_again(req);
 }
 
 static struct ag_req *flush_new(struct ag_vnode *vn, struct ag_proc *p, const struct rf_req *q)
@@ -376,7 +375,8 @@ static int serve_extend(struct ag_req *req)
 	return 0;
 }
 
-/* One change at the server, on its own: no stores before it is applied, none under way when it goes. */
+/* One change at the server, on its own: no stores before it is applied, none under way when it
+ * goes. */
 static int serve_change(struct ag_req *req)
 {
 	struct ag_vnode *vn = req->vn;
@@ -404,7 +404,7 @@ static int serve_change(struct ag_req *req)
 		return 0;
 	}
 	req->asked = true;
-	op = ag_op_new(vn, req->q.op == RF_OP_APPEND	? RF_APPEND
+	op = ag_op_new(vn, req->q.op == RF_OP_APPEND ? RF_APPEND
 			   : req->q.op == RF_OP_SETSIZE || !(a[0] & FALLOC_FL_PUNCH_HOLE)
 			       ? RF_SET_SIZE
 			       : RF_PUNCH);
@@ -547,7 +547,8 @@ static bool on_lookup(struct ag_call *c, struct rf_msg *m, void *payload, size_t
 	if (!vn) {
 		vn = ag_vn_new(c->vol, st, req->path, &err);
 		if (!vn) {
-			snprintf(text, sizeof(text), "the agent cannot hold it: %s", strerror(-err));
+			snprintf(text, sizeof(text), "the agent cannot hold it: %s",
+				 strerror(-err));
 			open_answer(req, err, text);
 			return false;
 		}
@@ -579,7 +580,8 @@ static void serve_open(struct ag_req *req)
 		return;
 	r = ag_volume_ready(req->vol, req->born, &why);
 	if (r < 0) {
-		snprintf(text, sizeof(text), "server %.60s: %.50s", srv->addr, why);
+		snprintf(text, sizeof(text), "server %.40s, volume %.20s: %.40s", srv->addr,
+			 req->vol->name, why);
 		open_answer(req, r, text);
 		return;
 	}
@@ -597,22 +599,19 @@ void ag_opens_serve(struct ag *ag)
 {
 	struct ag_req *req;
 
-	ag_for_each (req, &ag->opens, link)
-		serve_open(req);
+	ag_for_each(req, &ag->opens, link) serve_open(req);
 }
 
 bool ag_req_wants(const struct ag_server *srv)
 {
 	struct ag_req *req;
 
-	ag_for_each (req, &srv->ag->opens, link)
-		if (req->vol->srv == srv)
-			return true;
+	ag_for_each(req, &srv->ag->opens, link) if (req->vol->srv == srv) return true;
 	return false;
 }
 
-static const char *open_parse(struct ag_proc *p, const struct rf_req *q, const void *var, size_t len,
-			      int reply)
+static const char *open_parse(struct ag_proc *p, const struct rf_req *q, const void *var,
+			      size_t len, int reply)
 {
 	const struct rf_open *o = var;
 	const char *s = (const char *)var + sizeof(*o);
@@ -653,7 +652,8 @@ void ag_reqs_serve(struct ag_vnode *vn)
 {
 	struct ag_req *req;
 
-	ag_for_each (req, &vn->reqs, link) {
+	ag_for_each(req, &vn->reqs, link)
+	{
 		switch (req->q.op) {
 		case RF_OP_OPEN:
 			finish_open(req);
@@ -680,14 +680,14 @@ static void close_vnode(struct ag_proc *p, struct ag_vnode *vn, uint64_t opens)
 {
 	struct ag_use *u;
 
-	ag_for_each (u, &vn->uses, by_vnode)
-		if (u->proc == p) {
-			if (u->opens > opens)
-				u->opens -= (uint32_t)opens;
-			else
-				ag_vn_unuse(u);
-			break;
-		}
+	ag_for_each(u, &vn->uses, by_vnode) if (u->proc == p)
+	{
+		if (u->opens > opens)
+			u->opens -= (uint32_t)opens;
+		else
+			ag_vn_unuse(u);
+		break;
+	}
 	ag_vn_trim(p->ag, false);
 }
 

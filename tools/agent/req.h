@@ -10,7 +10,7 @@
 struct ag_call;
 
 struct ag_req {
-	struct ag_list link;	/* vn->reqs, or ag->opens */
+	struct ag_list link;    /* vn->reqs, or ag->opens */
 	struct ag_list by_proc; /* proc->reqs */
 	struct ag *ag;
 	struct ag_proc *proc;
@@ -19,8 +19,8 @@ struct ag_req {
 	uint64_t born;
 	int err;
 
-	bool asked;	   /* the first step is done */
-	struct ag_op *op;  /* the one change that it waits for */
+	bool asked;       /* the first step is done */
+	struct ag_op *op; /* the one change that it waits for */
 	uint64_t ret;
 
 	/* FLUSH */

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * server.c - connections to file servers: made when something waits, kept alive by pings, taken down
- * with everything that was promised over them.
+ * server.c - connections to file servers: made when something waits, kept alive by pings, taken
+ * down with everything that was promised over them.
  *
  * Protocol.  connect, HELLO, HELLO_R: up; then VOLUME for every export in use.  PING every third of
  * the lease; PONG moves the end of all promises that have not ended to one lease after the ping was
  * sent.  A promise that ended while the PONG was under way stays ended, since the server may have
  * counted the same.  Frames about a vnode that is busy wait in its queue of tasks.
  *
- * Lost: every promise is void (cb_s_break), all mapped files are stripped, and only when the last is
- * the next HELLO may go out, because HELLO lets other hosts' changes through.  Attempts begin again
- * as long as something waits, with BACKOFF_MIN to BACKOFF_MAX between them.
+ * Lost: every promise is void (cb_s_break), all mapped files are stripped, and only when the last
+ * is the next HELLO may go out, because HELLO lets other hosts' changes through.  Attempts begin
+ * again as long as something waits, with BACKOFF_MIN to BACKOFF_MAX between them.
  *
  * Counters: mass-break, reconnect, garbage.
  * Locks: none.
@@ -33,10 +33,10 @@
 #include "vnode.h"
 
 #define SERVERS_MAX 256u
-#define BACKOFF_MIN 50u   /* ms */
-#define BACKOFF_MAX 1000u /* ms */
-#define LEASE_MIN 30u	  /* ms: a server that grants less cannot be kept up with */
-#define HELLO_WAIT 5000u  /* ms */
+#define BACKOFF_MIN 50u    /* ms */
+#define BACKOFF_MAX 1000u  /* ms */
+#define LEASE_MIN 30u      /* ms: a server that grants less cannot be kept up with */
+#define HELLO_WAIT 5000u   /* ms */
 #define HEAD (128u * 1024) /* an encoded message without payload: 4096 ranges and a path */
 
 struct tx {
@@ -55,7 +55,8 @@ struct ag_server *ag_server_get(struct ag *ag, const char *addr)
 	struct ag_server *srv;
 	unsigned n = 0;
 
-	ag_for_each (srv, &ag->servers, link) {
+	ag_for_each(srv, &ag->servers, link)
+	{
 		if (!strcmp(srv->addr, addr))
 			return srv;
 		n++;
@@ -83,9 +84,7 @@ struct ag_volume *ag_volume_get(struct ag_server *srv, const char *name)
 {
 	struct ag_volume *vol;
 
-	ag_for_each (vol, &srv->volumes, link)
-		if (!strcmp(vol->name, name))
-			return vol;
+	ag_for_each(vol, &srv->volumes, link) if (!strcmp(vol->name, name)) return vol;
 	vol = ag_alloc(sizeof(*vol));
 	vol->srv = srv;
 	vol->name = ag_memdup(name, strlen(name) + 1);
@@ -253,10 +252,9 @@ void ag_server_kick(struct ag_server *srv)
 {
 	struct ag_vnode *vn;
 
-	ag_for_each (vn, &srv->vnodes, by_server)
-		if (!ag_list_empty(&vn->reqs) || !ag_list_empty(&vn->ops) || vn->want_valid ||
-		    vn->target)
-			ag_vn_kick(vn);
+	ag_for_each(vn, &srv->vnodes, by_server) if (!ag_list_empty(&vn->reqs) ||
+						     !ag_list_empty(&vn->ops) || vn->want_valid ||
+						     vn->target) ag_vn_kick(vn);
 	srv->ag->again = true; /* the opens */
 }
 
@@ -311,12 +309,19 @@ static bool on_hello(struct ag_call *c, struct rf_msg *m, void *payload, size_t 
 		return false;
 	if (m->body.type == RF_ERROR) {
 		snprintf(why, sizeof(why), "refused: %.100s", m->body.rf_body_u.error.what);
-		broken(srv, -(int)(m->body.rf_body_u.error.err ? m->body.rf_body_u.error.err : EPROTO),
+		broken(srv,
+		       -(int)(m->body.rf_body_u.error.err ? m->body.rf_body_u.error.err : EPROTO),
 		       why);
 		return false;
 	}
 	r = &m->body.rf_body_u.hello_r;
-	if (m->body.type != RF_HELLO_R || r->proto != RF_PROTO_VERSION || r->lease_ms < LEASE_MIN) {
+	if (m->body.type == RF_HELLO_R && r->proto != RF_PROTO_VERSION) {
+		snprintf(why, sizeof(why), "it speaks version %u of the protocol, this agent %u",
+			 r->proto, (unsigned)RF_PROTO_VERSION);
+		broken(srv, -EPROTO, why);
+		return false;
+	}
+	if (m->body.type != RF_HELLO_R || r->lease_ms < LEASE_MIN) {
 		ag_server_garbage(srv, "an answer to HELLO that is none");
 		return false;
 	}
@@ -334,8 +339,7 @@ static bool on_hello(struct ag_call *c, struct rf_msg *m, void *payload, size_t 
 	srv->backoff = BACKOFF_MIN;
 	srv->pinged = 0;
 	schedule(srv, r->lease_ms / 3);
-	ag_for_each (vol, &srv->volumes, link)
-		ask_volume(vol);
+	ag_for_each(vol, &srv->volumes, link) ask_volume(vol);
 	return false;
 }
 
@@ -348,16 +352,17 @@ int ag_volume_ready(struct ag_volume *vol, uint64_t born, const char **why)
 		if (vol->ready)
 			return 1;
 		if (vol->err) {
-			*why = "the server does not serve that volume";
+			*why = "no such volume there";
 			return vol->err;
 		}
 		ask_volume(vol);
 		return 0;
 	}
-	if (srv->state == AG_DOWN && !srv->broken && !srv->retrying)
+	if (srv->state == AG_DOWN && !srv->broken && (!srv->retrying || srv->tried_at < born))
 		attempt(srv);
 	*why = srv->why;
-	if (srv->err && (!srv->ever || ag_now() - born > ag->conf->timeout_ns))
+	if (srv->err && srv->tried_at >= born &&
+	    (!srv->ever || ag_now() - born > ag->conf->timeout_ns))
 		return srv->ever ? -EHOSTDOWN : srv->err;
 	return 0;
 }
@@ -379,9 +384,11 @@ static bool on_pong(struct ag_call *c, struct rf_msg *m, void *payload, size_t l
 		return false;
 	}
 	srv->pinged = 0;
-	ag_for_each (vn, &srv->vnodes, by_server) {
+	ag_for_each(vn, &srv->vnodes, by_server)
+	{
 		/* What a program's stripper took back stays so. */
-		if (vn->until > now && atomic_load(&vn->st->cb_expires_at) > now && until > vn->until)
+		if (vn->until > now && atomic_load(&vn->st->cb_expires_at) > now &&
+		    until > vn->until)
 			ag_vn_promise(vn, until);
 		if (vn->target_until > now)
 			vn->target_until = ag_max(vn->target_until, until);
@@ -420,7 +427,8 @@ void ag_server_mass_break(struct ag_server *srv, bool before_hello)
 	srv->mass++;
 	if (srv->index != UINT32_MAX)
 		atomic_fetch_add(&srv->ag->host->server[srv->index].cb_s_break, 1);
-	ag_for_each (vn, &srv->vnodes, by_server) {
+	ag_for_each(vn, &srv->vnodes, by_server)
+	{
 		struct ag_task *t;
 
 		ag_vn_unpromise(vn);
@@ -444,9 +452,10 @@ static struct ag_vnode *vnode_of_break(struct ag_server *srv, const rf_break *b)
 {
 	struct ag_volume *vol;
 
-	ag_for_each (vol, &srv->volumes, link)
-		if (vol->ready && vol->handle == b->volume)
-			return ag_vn_find(srv->ag, vol, &b->status.fid);
+	ag_for_each(vol, &srv->volumes,
+		    link) if (vol->ready &&
+			      vol->handle == b->volume) return ag_vn_find(srv->ag, vol,
+									  &b->status.fid);
 	return NULL;
 }
 
@@ -466,7 +475,8 @@ static bool must_wait(struct ag_server *srv, struct ag_vnode *vn, const void *fr
 	return true;
 }
 
-/* queued: it waited already.  void_: a mass break went by meanwhile, and what it promises is void. */
+/* queued: it waited already.  void_: a mass break went by meanwhile, and what it promises is void.
+ */
 static void dispatch(struct ag_server *srv, void *frame, size_t len, bool queued, bool void_)
 {
 	struct ag_vnode *vn = NULL;
@@ -494,11 +504,11 @@ static void dispatch(struct ag_server *srv, void *frame, size_t len, bool queued
 		ag_server_mass_break(srv, false);
 		goto out;
 	}
-	ag_for_each (it, &srv->calls, link)
-		if (it->xid == m.xid) {
-			c = it;
-			break;
-		}
+	ag_for_each(it, &srv->calls, link) if (it->xid == m.xid)
+	{
+		c = it;
+		break;
+	}
 	if (!c || !m.xid) {
 		ag_server_garbage(srv, "an answer that nobody waits for");
 		goto out;
@@ -587,10 +597,9 @@ static bool wanted(struct ag_server *srv)
 
 	if (ag_req_wants(srv))
 		return true;
-	ag_for_each (vn, &srv->vnodes, by_server)
-		if (!ag_list_empty(&vn->reqs) || ag_vn_unclean(vn) || vn->want_valid ||
-		    ag_vn_mapped(vn))
-			return true;
+	ag_for_each(vn, &srv->vnodes, by_server) if (!ag_list_empty(&vn->reqs) ||
+						     ag_vn_unclean(vn) || vn->want_valid ||
+						     ag_vn_mapped(vn)) return true;
 	return false;
 }
 
@@ -616,6 +625,7 @@ static void attempt(struct ag_server *srv)
 	int fd;
 
 	srv->retrying = false;
+	srv->tried_at = ag_now();
 	if (srv->stripping)
 		return; /* ag_server_stripped comes back here */
 	tr = rf_transport_find(srv->addr, &rest);
@@ -694,8 +704,7 @@ void ag_server_lost(struct ag_server *srv)
 		ag_list_del(&tx->link);
 		free(tx);
 	}
-	ag_for_each (vol, &srv->volumes, link)
-		vol->ready = vol->asked = false;
+	ag_for_each(vol, &srv->volumes, link) vol->ready = vol->asked = false;
 	if (was_up) {
 		ag_log("%s: connection lost: %s", srv->addr, srv->why);
 		ag_server_mass_break(srv, true);

@@ -20,22 +20,22 @@ struct ag_server {
 	uint32_t index; /* in rf_host, once a file of it is held; else UINT32_MAX */
 
 	enum ag_server_state state;
-	bool ever;	/* it was up once */
-	bool broken;	/* to be taken down before we sleep */
-	bool retrying;	/* the timer runs for the next attempt */
+	bool ever;     /* it was up once */
+	bool broken;   /* to be taken down before we sleep */
+	bool retrying; /* the timer runs for the next attempt */
 	int fd;
 	struct ag_io *io;
 	struct rf_rx rx;
 	struct ag_list tx; /* what the socket did not take yet */
-	uint32_t conn;	   /* counts connections */
-	uint32_t mass;	   /* counts mass breaks */
+	uint32_t conn;     /* counts connections */
+	uint32_t mass;     /* counts mass breaks */
 	uint32_t xid;
 	uint64_t instance, lease;
 	uv_timer_t timer; /* ping, or the next attempt */
-	uint64_t backoff;
-	uint64_t pinged; /* the ping that was not answered yet, or 0 */
+	uint64_t backoff, tried_at;
+	uint64_t pinged;    /* the ping that was not answered yet, or 0 */
 	unsigned stripping; /* files to be stripped before HELLO */
-	int err;	    /* why it is down: -errno and a text; 0 before the first attempt */
+	int err;            /* why it is down: -errno and a text; 0 before the first attempt */
 	char why[160];
 
 	struct ag_list calls, volumes, vnodes;
@@ -56,8 +56,8 @@ struct ag_volume {
  * the connection was lost; it returns whether another answer is to come.
  */
 struct ag_call {
-	struct ag_list link;   /* srv->calls */
-	struct ag_list by_vn;  /* vn->fetches */
+	struct ag_list link;  /* srv->calls */
+	struct ag_list by_vn; /* vn->fetches */
 	struct ag_server *srv;
 	struct ag_vnode *vn;
 	struct ag_volume *vol; /* LOOKUP: the answer's file is of this volume */
@@ -75,8 +75,8 @@ struct ag_volume *ag_volume_get(struct ag_server *srv, const char *name);
 int ag_server_index(struct ag_server *srv, uint32_t want);
 
 /*
- * Something waits for this volume.  1: calls can be made.  0: it is being connected to.  -errno: not
- * now; why says more.  born is when the wait began: it ends after REFAULT_TIMEOUT.
+ * Something waits for this volume.  1: calls can be made.  0: it is being connected to.  -errno:
+ * not now; why says more.  born is when the wait began: it ends after REFAULT_TIMEOUT.
  */
 int ag_volume_ready(struct ag_volume *vol, uint64_t born, const char **why);
 

@@ -58,7 +58,8 @@ static void drain(int sock, struct ag_keeptab *tab)
 
 	while ((r = ag_keep_receive(sock, tab)) > 0 || r == -EPROTO || r == -ENOMEM)
 		if (r < 0)
-			ag_log("supervisor: a message of the agent could not be kept: %s", strerror(-r));
+			ag_log("supervisor: a message of the agent could not be kept: %s",
+			       strerror(-r));
 }
 
 int ag_supervise(const struct ag_conf *conf, struct ag_keeptab *tab, int (*run)(struct ag_start *))
@@ -87,7 +88,8 @@ again:
 		return 1;
 	}
 	for (;;) {
-		struct pollfd p[2] = {{.fd = sock, .events = POLLIN}, {.fd = sfd, .events = POLLIN}};
+		struct pollfd p[2] = {{.fd = sock, .events = POLLIN},
+				      {.fd = sfd, .events = POLLIN}};
 		struct signalfd_siginfo si;
 
 		if (poll(p, 2, -1) < 0 && errno != EINTR)
@@ -109,15 +111,16 @@ again:
 	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
 		return 0;
 	if (WIFSIGNALED(status))
-		ag_log("supervisor: agent %d was killed by signal %d (%s)", (int)pid, WTERMSIG(status),
-		       strsignal(WTERMSIG(status)));
+		ag_log("supervisor: agent %d was killed by signal %d (%s)", (int)pid,
+		       WTERMSIG(status), strsignal(WTERMSIG(status)));
 	else
 		ag_log("supervisor: agent %d ended with status %d", (int)pid, WEXITSTATUS(status));
 	crash[ncrash++ % CRASHES] = ag_now();
 	if (ncrash >= CRASHES && ag_now() - crash[ncrash % CRASHES] < CRASH_WINDOW) {
-		ag_log("supervisor: %d crashes within %d s; giving up.  Programs keep what they have "
-		       "mapped; unflushed changes are lost",
-		       CRASHES, (int)(CRASH_WINDOW / AG_SEC));
+		ag_log(
+		    "supervisor: %d crashes within %d s; giving up.  Programs keep what they have "
+		    "mapped; unflushed changes are lost",
+		    CRASHES, (int)(CRASH_WINDOW / AG_SEC));
 		return 1;
 	}
 	life++;

@@ -12,8 +12,8 @@
 struct ag_start {
 	const struct ag_conf *conf;
 	struct ag_keeptab *tab; /* of before a crash, or as the supervisor made it */
-	int keep;		/* to the supervisor */
-	unsigned life;		/* 1, 2 ... : how many agents there were */
+	int keep;               /* to the supervisor */
+	unsigned life;          /* 1, 2 ... : how many agents there were */
 };
 
 /*

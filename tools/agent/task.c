@@ -7,8 +7,8 @@
  * false): then only what needs nobody's co-operation is done, which is punching clean pages.
  * A slot of a dead program is no slot.
  *
- * Strips: one order to every program that maps the vnode; what is not acknowledged within STRIP_WAIT
- * (or cannot be sent) leaves stripped = false, with the same consequence.
+ * Strips: one order to every program that maps the vnode; what is not acknowledged within
+ * STRIP_WAIT (or cannot be sent) leaves stripped = false, with the same consequence.
  *
  * Workers: fallocate and ftruncate take the memfd's inode lock, which a program's pwrite may hold;
  * so they never run on the loop.
@@ -32,7 +32,7 @@
 
 /* A strip that was not acknowledged yet. */
 struct order {
-	struct ag_list link; /* proc->orders */
+	struct ag_list link;  /* proc->orders */
 	struct ag_task *task; /* NULL: nobody waits for it any more */
 	uint32_t seq, vnode;
 };
@@ -150,7 +150,8 @@ void ag_task_strip(struct ag_task *t, ag_step next)
 	t->step = next;
 	t->since = ag_now();
 	ag_count(ag, RF_R_STRIP, 1);
-	ag_for_each (p, &ag->procs, link) {
+	ag_for_each(p, &ag->procs, link)
+	{
 		struct rf_strip s = {.seq = p->strip_seq + 1, .vnode = vn->id};
 		struct order *o;
 
@@ -192,11 +193,11 @@ void ag_task_stripped(struct ag_proc *p, const struct rf_strip *s)
 {
 	struct order *o;
 
-	ag_for_each (o, &p->orders, link)
-		if (o->seq == s->seq) {
-			order_end(o);
-			return;
-		}
+	ag_for_each(o, &p->orders, link) if (o->seq == s->seq)
+	{
+		order_end(o);
+		return;
+	}
 }
 
 void ag_task_forget_proc(struct ag_proc *p)
@@ -219,16 +220,15 @@ static void strip_give_up(struct ag_task *t)
 	struct ag_proc *p;
 	struct order *o;
 
-	ag_for_each (p, &ag->procs, link)
-		ag_for_each (o, &p->orders, link)
-			if (o->task == t) {
-				o->task = NULL;
-				if (ag_proc_dead(p))
-					continue;
-				t->stripped = false;
-				ag_log("%s: the stripper of program %d did not answer within %d ms",
-				       t->vn->path, (int)p->pid, (int)(STRIP_WAIT / AG_MS));
-			}
+	ag_for_each(p, &ag->procs, link) ag_for_each(o, &p->orders, link) if (o->task == t)
+	{
+		o->task = NULL;
+		if (ag_proc_dead(p))
+			continue;
+		t->stripped = false;
+		ag_log("%s: the stripper of program %d did not answer within %d ms", t->vn->path,
+		       (int)p->pid, (int)(STRIP_WAIT / AG_MS));
+	}
 	t->orders = 0;
 }
 
@@ -292,7 +292,8 @@ static void work_done(uv_work_t *w, int status)
 
 	(void)status;
 	if (t->err)
-		ag_log("%s: the page cache could not be changed: %s", t->vn->path, strerror(-t->err));
+		ag_log("%s: the page cache could not be changed: %s", t->vn->path,
+		       strerror(-t->err));
 	t->step(t);
 	ag_settle(ag);
 }

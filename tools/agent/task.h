@@ -33,10 +33,10 @@ struct ag_task {
 	/* invalidate_lock, strips and other waits */
 	struct ag_list slow; /* ag->slow, while waiting */
 	uint64_t since;
-	bool locked;	  /* `invalidate` is set */
-	bool safe;	  /* no slot named the vnode when it was taken */
-	bool stripped;	  /* all strips were acknowledged */
-	uint32_t orders;  /* strips not acknowledged */
+	bool locked;     /* `invalidate` is set */
+	bool safe;       /* no slot named the vnode when it was taken */
+	bool stripped;   /* all strips were acknowledged */
+	uint32_t orders; /* strips not acknowledged */
 
 	/* the worker: punch these pages, then set the size */
 	uv_work_t work;
@@ -50,9 +50,9 @@ struct ag_task {
 	rf_status st;
 	bool have_st;
 	uint64_t sent_at; /* of the request that st answers */
-	uint32_t conn;	  /* server's connection that it came by */
-	uint32_t mass;	  /* mass breaks until then */
-	bool ack;	  /* a break: acknowledge id at the end */
+	uint32_t conn;    /* server's connection that it came by */
+	uint32_t mass;    /* mass breaks until then */
+	bool ack;         /* a break: acknowledge id at the end */
 	uint64_t break_id;
 	rf_range *range; /* own copy */
 	uint32_t nranges;
@@ -66,7 +66,7 @@ struct ag_task {
 };
 
 struct ag_task *ag_task_new(struct ag_vnode *vn, ag_step first);
-void ag_task_post(struct ag_task *t);	    /* behind the others */
+void ag_task_post(struct ag_task *t);       /* behind the others */
 void ag_task_post_front(struct ag_task *t); /* before the others */
 /* Run what can be run. */
 void ag_tasks_run(struct ag_vnode *vn);

@@ -2,9 +2,9 @@
 /*
  * vnode.c - files on this host: made, found, used, forgotten; their promise and status.
  *
- * A vnode lives as long as a program holds it, something is under way with it, or it is dirty; after
- * that it stays in ag->unused with what is cached, for the next program, until there are more than
- * AG_UNUSED_MAX of these.  It is looked at (ag_vn_look) whenever something happened to it.
+ * A vnode lives as long as a program holds it, something is under way with it, or it is dirty;
+ * after that it stays in ag->unused with what is cached, for the next program, until there are more
+ * than AG_UNUSED_MAX of these.  It is looked at (ag_vn_look) whenever something happened to it.
  *
  * Publishing: what programs may read under a promise is written before cb_expires_at; taking the
  * promise back comes before anything that breaks it.
@@ -44,9 +44,8 @@ struct ag_vnode *ag_vn_find(struct ag *ag, const struct ag_volume *vol, const rf
 {
 	struct ag_vnode *vn;
 
-	ag_for_each (vn, fid_chain(ag, fid), by_fid)
-		if (vn->vol == vol && vn->fid.ino == fid->ino && vn->fid.gen == fid->gen)
-			return vn;
+	ag_for_each(vn, fid_chain(ag, fid), by_fid) if (vn->vol == vol && vn->fid.ino == fid->ino &&
+							vn->fid.gen == fid->gen) return vn;
 	return NULL;
 }
 
@@ -360,7 +359,8 @@ int ag_vn_adopt(struct ag *ag, const struct ag_keep *k)
 	vn->word = rf_vnode_words(vn->st);
 	atomic_store(&vn->st->cb_expires_at, 0);
 
-	/* The sizes: i_size follows the memfd, which may have been changed just before the crash. */
+	/* The sizes: i_size follows the memfd, which may have been changed just before the crash.
+	 */
 	vn->size = atomic_load(&vn->st->i_size);
 	if (RF_PAGES(vn->size) > vn->cap)
 		vn->size = (uint64_t)ds.st_size;
@@ -419,7 +419,8 @@ static void give_up(struct ag_vnode *vn)
 
 static bool forgettable(struct ag_vnode *vn)
 {
-	/* The promise ends first: a program that still looks at it has to ask, and is told ESTALE. */
+	/* The promise ends first: a program that still looks at it has to ask, and is told ESTALE.
+	 */
 	if (!ag_list_empty(&vn->uses) || ag_vn_busy(vn) || !ag_list_empty(&vn->reqs) ||
 	    !ag_list_empty(&vn->ops) || !ag_list_empty(&vn->fetches) || vn->asking || vn->nlate ||
 	    ag_vn_unclean(vn) || ag_vn_mapped(vn))
@@ -454,7 +455,8 @@ void ag_vn_trim(struct ag *ag, bool all)
 {
 	struct ag_vnode *vn;
 
-	ag_for_each (vn, &ag->unused, by_use) {
+	ag_for_each(vn, &ag->unused, by_use)
+	{
 		if (!all && ag->nunused <= AG_UNUSED_MAX)
 			break;
 		if (forgettable(vn))
@@ -469,9 +471,7 @@ struct ag_use *ag_vn_use(struct ag_vnode *vn, struct ag_proc *p, uint32_t opens)
 	struct ag_keep_use meta;
 	struct ag_use *u;
 
-	ag_for_each (u, &vn->uses, by_vnode)
-		if (u->proc == p)
-			goto found;
+	ag_for_each(u, &vn->uses, by_vnode) if (u->proc == p) goto found;
 	u = calloc(1, sizeof(*u));
 	if (!u)
 		return NULL;
@@ -548,8 +548,8 @@ uint64_t ag_vn_ndirty(struct ag_vnode *vn)
 
 bool ag_vn_dirty_in(struct ag_vnode *vn, uint64_t off, uint64_t len)
 {
-	struct ag_scan s = ag_scan(vn, off >> RF_PAGE_SHIFT,
-				   ag_min(RF_PAGES(off + len), ag_vn_pages(vn)));
+	struct ag_scan s =
+	    ag_scan(vn, off >> RF_PAGE_SHIFT, ag_min(RF_PAGES(off + len), ag_vn_pages(vn)));
 	uint64_t page;
 
 	while (ag_scan_next(&s, &page)) {
@@ -592,8 +592,7 @@ bool ag_vn_valid(const struct ag_vnode *vn)
 	/* A program's stripper may have taken the promise back, too. */
 	uint64_t until = ag_min(vn->until, atomic_load(&vn->st->cb_expires_at));
 
-	return vn->dv && until > ag_now() + AG_MS &&
-	       atomic_load(&vn->st->cb_s_seen) == s_break(vn);
+	return vn->dv && until > ag_now() + AG_MS && atomic_load(&vn->st->cb_s_seen) == s_break(vn);
 }
 
 void ag_vn_promise(struct ag_vnode *vn, uint64_t until)

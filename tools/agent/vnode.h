@@ -25,13 +25,13 @@ struct ag_vnode {
 	int data_fd, state_fd;
 	struct rf_vnode *st;
 	rf_word *word;
-	uint64_t cap;	 /* words, and pages of map */
-	char *map;	 /* the page cache, registered with ag->uffd */
-	bool touched;	 /* map has page table entries of ours */
+	uint64_t cap;     /* words, and pages of map */
+	char *map;        /* the page cache, registered with ag->uffd */
+	bool touched;     /* map has page table entries of ours */
 	uint64_t ncached; /* pages that are not EMPTY */
 
 	/* What st shows; our own copies, since programs can write there. */
-	uint64_t size;	/* of this host, and of the data memfd */
+	uint64_t size;  /* of this host, and of the data memfd */
 	uint64_t ssize; /* the server's, as of the last status; smaller than size: extended here */
 	uint64_t dv, until, blocks;
 	int64_t mtime, ctime;
@@ -51,20 +51,20 @@ struct ag_vnode {
 	uint64_t target, target_until;
 	uint64_t *merge;
 	size_t nmerge;
-	unsigned asking;  /* STATUS calls under way */
-	bool want_valid;  /* validate though nobody asks: breaks wait for the merge */
+	unsigned asking; /* STATUS calls under way */
+	bool want_valid; /* validate though nobody asks: breaks wait for the merge */
 	struct ag_late_ack {
 		uint32_t conn;
 		uint64_t id;
-	} *late; /* breaks to acknowledge when it is valid */
+	} * late; /* breaks to acknowledge when it is valid */
 	uint32_t nlate;
 
 	/* Write-back. */
 	uint64_t op_seq, unstable_seq;
 	uint32_t unapplied; /* operations in ops that are not applied yet */
-	bool gate;	    /* a change of size or a punch is under way: no stores are sent */
-	bool behind;	    /* a flush that nobody waits for is under way */
-	bool barrier;	    /* stores of the agent before may not be released yet */
+	bool gate;          /* a change of size or a punch is under way: no stores are sent */
+	bool behind;        /* a flush that nobody waits for is under way */
+	bool barrier;       /* stores of the agent before may not be released yet */
 
 	struct ag_stream {
 		uint64_t start, next; /* what was asked for last */
