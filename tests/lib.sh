@@ -193,9 +193,9 @@ counter() {
 }
 
 # The processes of a host's agent, supervisor first: they hold the sockets bound to its name.
-agent_pids() {
-	local sock inodes p l
-	sock=$(runtime "$1")/agent.sock
+agent_pids() { socket_pids "$(runtime "$1")/agent.sock"; }
+socket_pids() {
+	local sock=$1 inodes p l
 	inodes=$(awk -v s="$sock" '$8 == s { printf " socket:[%s] ", $7 }' /proc/net/unix)
 	[ -n "$inodes" ] || return 0
 	for p in /proc/[0-9]*; do
@@ -280,12 +280,10 @@ cleanup() {
 	trap - EXIT
 	exec 2>/dev/null # "Killed" is what is meant to happen
 	for p in "${WPID[@]}"; do kill -9 "$p" 2>/dev/null; done
-	for h in A B; do
-		[ -d "$(runtime $h)" ] || continue
-		p=$(agent_pids $h)
-		[ -n "$p" ] || continue
-		REFAULT_RUNTIME_DIR=$(runtime $h) "${AS[@]}" timeout 3 "$BIN/refault" stop >/dev/null 2>&1
-		for p in $(agent_pids $h); do kill -9 "$p" 2>/dev/null; done
+	for h in "$T"/*/agent.sock; do
+		[ -S "$h" ] && p=$(socket_pids "$h") && [ -n "$p" ] || continue
+		REFAULT_RUNTIME_DIR=${h%/*} "${AS[@]}" timeout 3 "$BIN/refault" stop >/dev/null 2>&1
+		for p in $(socket_pids "$h"); do kill -9 "$p" 2>/dev/null; done
 	done
 	stop_server KILL
 	for p in $(jobs -p); do kill "$p" 2>/dev/null; done

@@ -31,12 +31,15 @@ check unreachable-server-for-a-mapping refused "$SOCK" "$T/B" "$BIN/mmapcoh" -n 
 
 fake() { # fake KIND WORD
 	local pid line rc
-	rm -f "$SOCK" "$T/fake"
-	mkfifo "$T/fake"
-	"$BIN/tests/fakeserver" "$SOCK" "$1" >"$T/fake" 2>&1 &
+	rm -f "$SOCK" "$T/fake.out"
+	mkfifo "$T/fake.out"
+	"$BIN/tests/fakeserver" "$SOCK" "$1" >"$T/fake.out" 2>&1 &
 	pid=$!
-	read -r -t 10 line <"$T/fake" || line=
-	[ "$line" = listening ] && refused "$2" "$T/A" cat "$T/vol/f"
+	read -r -t 10 line <"$T/fake.out" || line=
+	# An agent of its own: one that tried the address before may wait a while.
+	mkdir -m 700 "$T/fake-$1"
+	[ "$line" = listening ] && refused "$2" env REFAULT_RUNTIME_DIR="$T/fake-$1" \
+		REFAULT_VOLUMES="$(VOLUMES)" "$BIN/refault" run cat "$T/vol/f"
 	rc=$?
 	kill "$pid"
 	wait "$pid" 2>/dev/null
@@ -48,6 +51,8 @@ check server-that-talks-garbage fake garbage "$SOCK"
 check server-that-hangs-up fake closes "$SOCK"
 
 start_server
+# The address that could not be reached a moment ago.
+check server-that-comes-later-is-found eventually 5 "$T/A" cmp "$T/vol/f" "$T/vol/f"
 run() { "$BIN/refault" run "$@"; }
 code() { # code STATUS WORD ARGUMENT...: how `refault run ARGUMENT...` ends
 	local want=$1 word=$2 out rc
@@ -64,17 +69,18 @@ check volume-path-is-missing code 125 'No such file' --volume "$T/nowhere=unix:$
 check volume-without-address code 125 'PATH=' --volume "$T/vol" true
 check volume-of-unknown-transport code 125 'unix:' --volume "$T/vol=pigeon:x,name=vol" true
 
-# The library by itself, without `refault run`: says it, and lets the program run.
-library_only() {
+# The library by itself, without `refault run`: says what it cannot do, and lets the program run.
+library_only() { # library_only VOLUMES FILE
 	local out
 	out=$(REFAULT_RUNTIME_DIR=$T/a REFAULT_VOLUMES=$1 LD_PRELOAD=$BIN/librefault.so \
-		cat /etc/hostname 2>"$T/err") || { echo "cat failed: $(cat "$T/err")"; return 1; }
-	[ "$out" = "$(cat /etc/hostname)" ] || { echo "cat printed '$out'"; return 1; }
-	[ "$(grep -c . "$T/err")" -le 2 ] || { echo "more than two lines"; return 1; }
-	grep -q -i refault "$T/err" || { echo "no complaint"; return 1; }
+		cat "$2" 2>"$T/err") || { echo "cat failed: $(cat "$T/err")"; return 1; }
+	[ "$out" = "$(cat "$2")" ] || { echo "cat printed '$out'"; return 1; }
+	[ "$(grep -c . "$T/err")" -le 1 ] || { echo "more than a line"; return 1; }
 }
-check library-with-a-path-that-is-a-file library_only "$T/vol/f=unix:$SOCK,name=vol"
-check library-with-nonsense library_only 'nonsense'
+check library-with-a-path-that-is-a-file library_only "$T/vol/f=unix:$SOCK,name=vol" "$T/vol/f"
+check library-with-nonsense library_only 'nonsense' /etc/hostname
+says_so() { grep -q -i 'refault.*nonsense' "$T/err"; }
+check library-with-nonsense-says-so says_so
 check unknown-export refused 'nosuch' env REFAULT_RUNTIME_DIR="$T/a" \
 	REFAULT_VOLUMES="$T/vol=unix:$SOCK,name=nosuch" "$BIN/refault" run cat "$T/vol/f"
 

@@ -7,7 +7,7 @@
 . "$(dirname "$0")/lib.sh"
 
 LEN=65536
-for i in $(seq 1 22); do
+for i in $(seq 1 24); do
 	head -c $LEN /dev/zero | tr '\0' a >"$T/vol/f$i"
 done
 printf 'short' >"$T/vol/short"
@@ -52,6 +52,24 @@ write_is_seen() {
 		want a ok fdatasync 3 && want b 306132 load 3 8190 3
 }
 check flushed-write-is-seen-in-mapping write_is_seen
+
+# write() carries its whole range, also bytes that were there already; that must not make a later
+# store look like no change, whatever its value.
+store_after_write() {
+	all 23 a b && want b 6161 load 23 0 2 && want a ok pwrite 23 0 6161 &&
+		want a ok store 23 0 9e9e && want a ok msync 23 && want b 9e9e load 23 0 2 &&
+		want a ok pwrite 23 100 e1e1 && want a ok store 23 100 1e1e &&
+		want a ok fsync 23 && want b 1e1e load 23 100 2
+}
+check store-after-write-of-equal-bytes store_after_write
+
+# B changes the byte and flushes, A writes the value that it had: the last flush wins.
+equal_write_wins() {
+	all 24 a b && want a 61 load 24 0 1 && want b ok store 24 0 7a && want a ok pwrite 24 0 61 &&
+		want b ok msync 24 && want a ok fsync 24 && want b 61 load 24 0 1 &&
+		want a 61 load 24 0 1
+}
+check write-of-equal-bytes-is-a-change equal_write_wins
 
 different_bytes_survive() {
 	all 4 a b && want a 6161 load 4 10 2 && want b 6161 load 4 10 2 &&

@@ -121,7 +121,9 @@ if need sqlite3 sqlite3; then
 			where x < 3000) insert into t select x, hex(randomblob(20)) from c; commit;" >/dev/null || return
 		n=$(on B sqlite3 "$V/$1" "$2 select count(*), max(a) from t; pragma integrity_check" | tail -n 2 | tr '\n' ' ')
 		[ "$n" = '3000|3000 ok ' ] || { echo "host B: $n"; return 1; }
-		on B sqlite3 "$V/$1" "$2 delete from t where a % 2; vacuum" >/dev/null || return
+		# No journal: on host B names are frozen, and its journal would stay on the server.
+		on B sqlite3 "$V/$1" "$2 pragma journal_mode=memory; delete from t where a % 2; vacuum" \
+			>/dev/null || return
 		n=$(on A sqlite3 "$V/$1" "$2 select count(*) from t; pragma integrity_check" | tail -n 2 | tr '\n' ' ')
 		[ "$n" = '1500 ok ' ] || { echo "host A: $n"; return 1; }
 		n=$(sqlite3 "$V/$1" 'select count(*) from t; pragma integrity_check' | tr '\n' ' ')

@@ -9,6 +9,7 @@ LEN=65536
 for i in $(seq 1 9); do head -c $LEN /dev/zero | tr '\0' a >"$T/vol/f$i"; done
 start_server
 make_hosts
+export REFAULT_TIMEOUT=5 # the agents inherit it
 worker a A
 worker b B
 
@@ -33,19 +34,38 @@ killed() { changed_meanwhile KILL 2; }
 here change-while-server-was-stopped-is-seen term
 here change-while-server-was-killed-is-seen killed
 
-# A flush waits for the server; what was stored before it went is not lost.
-flush_waits() {
+# What was stored before the server went is not lost: flush, load and open wait for it.
+server_back() { # server_back ANSWER WORD...: worker a asks meanwhile
 	local answer
-	both 3 a b && want b 61 load 3 0 1 && want a 61 load 3 0 1 || return
-	stop_server KILL
-	want a ok store 3 0 7a || return
-	tell a msync 3
+	tell a "${@:2}"
 	start_server || return
 	IFS= read -r -t 40 answer <&"${FROM[a]}" || answer='no answer'
-	[ "$answer" = ok ] || { echo "msync: $answer"; return 1; }
-	want b 7a load 3 0 1
+	[ "$answer" = "$1" ] || { echo "${*:2}: $answer"; return 1; }
+}
+flush_waits() {
+	both 3 a b && want b 61 load 3 0 1 && want a ok store 3 0 7a || return
+	stop_server KILL
+	server_back ok msync 3 && want b 7a load 3 0 1
 }
 here flush-waits-for-the-server flush_waits
+load_waits() {
+	stop_server KILL
+	eventually 5 lost && server_back 61 load 3 4096 1 && want a ok store 3 8192 7b &&
+		want a ok msync 3 && want b 7b load 3 8192 1
+}
+lost() { status A | grep -q '^server: .* down'; }
+here load-waits-for-the-server load_waits
+store_waits() {
+	stop_server KILL
+	eventually 5 lost && server_back ok store 3 1 7c && want a ok msync 3 && want b 7a7c load 3 0 2
+}
+here store-waits-for-the-server store_waits
+gives_up() { # after REFAULT_TIMEOUT, which the harness makes short
+	stop_server KILL
+	eventually 5 lost && want a sigbus load 3 4096 1 && want a 'err EHOSTDOWN' pread 3 1 0 &&
+		start_server && eventually 10 want a 61 load 3 4096 1 && want a 7a7c pread 3 2 0
+}
+here waiting-ends-with-sigbus-and-ehostdown gives_up
 
 agent_killed_reader() {
 	local pid

@@ -10,6 +10,8 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <grp.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -19,6 +21,7 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -515,7 +518,7 @@ Test(server, third_party_ext4)
 	third_party();
 }
 
-Test(server, own_changes_are_not_others)
+static void own_changes(void)
 {
 	struct rf_msg m = {.body.type = RF_SET_SIZE};
 	struct tc a;
@@ -549,6 +552,11 @@ Test(server, own_changes_are_not_others)
 	EXPECT(&a, RF_STATUS_R);
 	cr_assert(eq(u64, st(&a)->dv, dv));
 	tc_close(&a);
+}
+
+Test(server, own_changes_are_not_others)
+{
+	own_changes();
 }
 
 Test(server, chmod_changes_no_content)
@@ -1116,6 +1124,38 @@ static void setup_full(void)
 	start_server();
 }
 
+/* Without fanotify, and without both: as on kernels and file systems that lack them. */
+static void deny(int nr)
+{
+	struct sock_filter code[] = {
+	    BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+	    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)nr, 0, 1),
+	    BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
+	    BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog prog = {.len = 4, .filter = code};
+
+	cr_assert(not(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)));
+	cr_assert(not(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog)));
+}
+
+static void setup_inotify(void)
+{
+	setup_at("/tmp");
+	deny(SYS_fanotify_init);
+	start_server();
+}
+
+static void setup_polling(void)
+{
+	setup_at("/tmp");
+	deny(SYS_fanotify_init);
+	deny(SYS_inotify_init1);
+	start_server();
+}
+
+TestSuite(server_inotify, .init = setup_inotify, .fini = teardown, .timeout = 30);
+TestSuite(server_polling, .init = setup_polling, .fini = teardown, .timeout = 30);
 TestSuite(server_shm, .init = setup_shm, .fini = teardown, .timeout = 30);
 TestSuite(server_few, .init = setup_few, .fini = teardown, .timeout = 30);
 TestSuite(server_full, .init = setup_full, .fini = teardown, .timeout = 30);
@@ -1123,6 +1163,44 @@ TestSuite(server_full, .init = setup_full, .fini = teardown, .timeout = 30);
 Test(server_shm, third_party_tmpfs)
 {
 	third_party();
+}
+
+Test(server_inotify, third_party)
+{
+	third_party();
+}
+
+Test(server_inotify, own_changes)
+{
+	own_changes();
+}
+
+Test(server_polling, third_party)
+{
+	uint64_t end = ms() + 5000;
+	struct tc a;
+	rf_status s;
+
+	put_file("f", "hello");
+	tc_open(&a, sock, 1);
+	s = tc_find(&a, "f", RF_LK_READ);
+	others_write("f", 0, "J");
+	while (tc_recv(&a, LEASE / 3) != RF_BREAK) {
+		cr_assert(ms() < end);
+		tc_ping(&a);
+	}
+	cr_assert(ne(u64, br(&a)->status.dv, s.dv));
+	/* Or at once, when somebody asks. */
+	others_write("f", 1, "E");
+	tc_status(&a, &s.fid, "f", false);
+	cr_assert(eq(int, tc_recv(&a, SOON), RF_STATUS_R));
+	cr_assert(ne(u64, st(&a)->dv, br(&a)->status.dv));
+	tc_close(&a);
+}
+
+Test(server_polling, own_changes)
+{
+	own_changes();
 }
 
 /* More files than may be open: promises are broken to make room, and kept or broken, never lost. */
