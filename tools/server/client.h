@@ -31,7 +31,7 @@ struct srv_client {
 	TAILQ_HEAD(srv_brks, srv_brk) brks; /* breaks that it has not acknowledged, by id */
 	TAILQ_HEAD(, srv_wait) waits;       /* its changes that are applied and not released */
 	uint64_t last_brk;
-	unsigned nbrks;
+	unsigned nbrks, nwaits;
 	struct srv_memo *memo;
 };
 

@@ -28,6 +28,7 @@
 #include "op.h"
 
 #define OUT_CHUNK (16u * 1024)
+#define OUT_EAGER (64u * 1024) /* sent at once: the peer works on it while we read the next */
 #define OUT_PAUSE (4u * 1024 * 1024)
 #define OUT_MAX (16u * 1024 * 1024)
 #define PENDING_OPS 256u
@@ -254,6 +255,8 @@ static void conn_frames(struct srv_conn *conn)
 			return;
 		}
 		conn_message(conn, &msg, payload, len);
+		if (conn->out_bytes >= OUT_EAGER && !conn->blocked && !conn->dead)
+			conn_write(conn);
 	}
 	poll_for(conn);
 }

@@ -25,6 +25,7 @@
 #include "op.h"
 
 #define EVICT_LOOK 32 /* candidates looked at, at most, for one that is let go */
+#define EVICT_BREAK 2 /* of them, so many promises are broken if none can go at once */
 
 static int by_fid(struct srv_file *a, struct srv_file *b)
 {
@@ -209,28 +210,44 @@ static bool promised(const struct srv_file *file)
 	return false;
 }
 
+/* A promise is held; not just a break unacknowledged. */
+static bool breakable(const struct srv_file *file)
+{
+	const struct srv_holder *h;
+
+	LIST_FOREACH(h, &file->holders, in_file)
+	if (h->promise)
+		return true;
+	return false;
+}
+
 /* One too many is open. */
 static void evict(struct srv *srv)
 {
+	struct srv_file *file, *next, *recall[EVICT_BREAK];
 	struct srv_note note = {0};
-	struct srv_file *file, *next;
 	struct srv_holder *h;
-	int i = 0;
+	int look = EVICT_LOOK, n = 0;
 
-	for (file = TAILQ_FIRST(&srv->lru); file && i < EVICT_LOOK; file = next, i++) {
+	for (file = TAILQ_FIRST(&srv->lru); file && look; file = next, look--) {
 		next = TAILQ_NEXT(file, lru);
 		if (file->uses)
 			continue;
-		if (!promised(file)) {
-			while ((h = LIST_FIRST(&file->holders)))
-				srv_holder_drop(h);
-			file_close(file);
-			srv_file_check(file);
-			return;
+		if (promised(file)) {
+			if (n < EVICT_BREAK && breakable(file))
+				recall[n++] = file;
+			continue;
 		}
-		/* It goes once this is acknowledged. */
-		note.dv_before = file->dv;
-		srv_break(file, &note, NULL, NULL);
+		while ((h = LIST_FIRST(&file->holders)))
+			srv_holder_drop(h);
+		file_close(file);
+		srv_file_check(file);
+		return;
+	}
+	/* They go when that is acknowledged. */
+	while (n--) {
+		note.dv_before = recall[n]->dv;
+		srv_break(recall[n], &note, NULL, NULL);
 	}
 }
 

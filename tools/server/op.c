@@ -29,6 +29,7 @@
 #define INLINE_STORE 65536u /* larger ones take too long for the loop thread */
 #define FETCH_HDR 96u       /* frame header and rf_msg of FETCH_R: nothing in it varies in length */
 #define TRIES 3
+#define MAX_WAITS 16384u /* changes of one client that wait for others' acknowledgements */
 
 static void op_enqueue(struct srv_op *op);
 static void op_exec(struct srv_op *op);
@@ -686,8 +687,12 @@ static void change_applied(struct srv_op *op)
 	if (describe(&what, op, ch)) {
 		what.note.dv_before = file->dv;
 		srv_file_moved(file);
-		/* If it is not known what changed, the changer's own promise is no better. */
-		srv_break(file, &what.note, what.note.known ? op->client : NULL, w);
+		/*
+		 * The changer steps over its own change by APPLIED.  It cannot if it is not known
+		 * what changed, or if its connection was lost: on a new one it may have a new
+		 * promise.
+		 */
+		srv_break(file, &what.note, what.note.known && op->conn ? op->client : NULL, w);
 	}
 	free(what.ranges);
 	free(what.data);
@@ -797,6 +802,10 @@ static void exec_change(struct srv_op *op)
 	struct srv_file *file = op->file;
 	int err;
 
+	if (op->client->nwaits >= MAX_WAITS) {
+		op_fail(op, -EAGAIN);
+		return;
+	}
 	change_fill(op);
 	file->seq++;
 	op->err = op->len > INLINE_STORE ? -EAGAIN : change_call(op, true);

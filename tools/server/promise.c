@@ -292,12 +292,14 @@ struct srv_wait *srv_wait_new(struct srv_client *client, struct srv_conn *conn, 
 	w->xid = xid;
 	w->cred = store_cred_get(cred);
 	TAILQ_INSERT_TAIL(&client->waits, w, link);
+	client->nwaits++;
 	return w;
 }
 
 void srv_wait_free(struct srv_wait *w)
 {
 	TAILQ_REMOVE(&w->client->waits, w, link);
+	w->client->nwaits--;
 	store_cred_put(w->cred);
 	free(w);
 }

@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #define FAN_MASK (FAN_MODIFY | FAN_ATTRIB | FAN_DELETE_SELF | FAN_MOVE_SELF)
+#define READS 16 /* a wake-up; somebody may write without end */
 #define INO_MASK (IN_MODIFY | IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF)
 
 static int by_key(struct store_file *a, struct store_file *b)
@@ -183,8 +184,9 @@ void dir_watch_read(struct store_vol *vol)
 {
 	char buf[16384];
 	ssize_t n;
+	int i;
 
-	while ((n = read(vol->watch_fd, buf, sizeof(buf))) > 0) {
+	for (i = 0; i < READS && (n = read(vol->watch_fd, buf, sizeof(buf))) > 0; i++) {
 		if (vol->how == DIR_WATCH_FANOTIFY)
 			fan_events(vol, buf, buf + n);
 		else
