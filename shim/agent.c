@@ -596,13 +596,13 @@ int agent_open(struct ctx *c, const struct rf_open *o, const char *addr, const c
 	       const char *path, struct vnode **out)
 {
 	struct rf_req req = {.op = RF_OP_OPEN, .version = RF_AGENT_VERSION, .cell = RF_CELLS};
-	char var[sizeof(*o) + 3 * 4096];
+	char var[sizeof(*o) + 256 + 256 + 4096];
 	struct rf_open *v = (struct rf_open *)(void *)var;
 	struct rf_open_r rep;
 	int pair[2], fds[2], r;
 	size_t n = sizeof(*o), al = strlen(addr), nl = strlen(name), pl = strlen(path);
 
-	if (al > 4095 || nl > 4095 || pl > 4095)
+	if (al > 255 || nl > 255 || pl > 4095)
 		return -ENAMETOOLONG;
 	memcpy(var, o, sizeof(*o));
 	v->addr_len = (uint16_t)al;

@@ -53,8 +53,8 @@ struct place {
 /* 0 or -errno. */
 static int look(const char *conf, struct place *p)
 {
-	struct statfs fs;
-	struct stat st;
+	struct statfs fs = {0};
+	struct stat st = {0};
 	long fd, r;
 
 	fd = rf_syscall(SYS_openat, AT_FDCWD, conf, O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -173,7 +173,7 @@ bool anchor_dev(struct ctx *c, uint64_t dev)
 
 bool anchor_maybe(struct ctx *c, int dir, const char *path, int at_flags)
 {
-	struct stat st;
+	struct stat st = {0};
 
 	return rf_syscall(SYS_newfstatat, dir, path, &st, at_flags) == 0 && S_ISREG(st.st_mode) &&
 	       by_dev(c, st.st_dev, path);
@@ -184,6 +184,7 @@ bool anchor_of_fd(struct ctx *c, int fd, const char *text, struct anchor *a)
 	size_t best = 0;
 	long r;
 
+	a->st = (struct stat){0};
 	if (rf_syscall(SYS_fstat, fd, &a->st) || !S_ISREG(a->st.st_mode) ||
 	    !by_dev(c, a->st.st_dev, text))
 		return false;

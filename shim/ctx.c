@@ -168,13 +168,13 @@ static void add_volumes(struct ctx *c, char *s, char sep)
 static bool read_conf(const char *dir, const char *rest)
 {
 	char path[4096];
-	size_t n = strlen(dir), done = 0;
+	size_t n = strlen(dir), m = strlen(rest) + 1, done = 0;
 	long fd, r;
 
-	if (n + strlen(rest) >= sizeof(path))
+	if (n + m > sizeof(path))
 		return false;
-	memcpy(path, dir, n);
-	strcpy(path + n, rest);
+	memcpy(path, dir, n + 1);
+	memcpy(path + n, rest, m);
 	fd = rf_syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
 	if (fd < 0)
 		return false;

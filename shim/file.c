@@ -359,7 +359,7 @@ void file_inherit(struct ctx *c)
 		unsigned char type;
 		char name[];
 	};
-	_Alignas(8) char buf[1024];
+	_Alignas(8) char buf[1024] = {0};
 	long dir, n;
 
 	dir = rf_syscall(SYS_openat, AT_FDCWD, "/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -86,7 +86,7 @@ void io_buf_put(void *p, size_t n)
 
 /* ---- checks that the kernel makes first ---- */
 
-/* Total length, clamped; -EINVAL.  What the kernel would answer with EFAULT at once is. */
+/* Total length, clamped; -EINVAL, -EFAULT.  As far as the kernel checks before it copies. */
 static ssize_t iov_total(const struct iovec *iov, int cnt)
 {
 	size_t n = 0;
@@ -96,8 +96,6 @@ static ssize_t iov_total(const struct iovec *iov, int cnt)
 	for (int i = 0; i < cnt; i++) {
 		if (iov[i].iov_len > SSIZE_MAX || n + iov[i].iov_len > SSIZE_MAX)
 			return -EINVAL;
-		if (iov[i].iov_len && (uintptr_t)iov[i].iov_base < RF_PAGE_SIZE)
-			return -EFAULT;
 #ifdef __x86_64__
 		if ((intptr_t)((uintptr_t)iov[i].iov_base + iov[i].iov_len) < 0)
 			return -EFAULT;
@@ -105,6 +103,12 @@ static ssize_t iov_total(const struct iovec *iov, int cnt)
 		n += iov[i].iov_len;
 	}
 	return n < IO_MAX ? (ssize_t)n : (ssize_t)IO_MAX;
+}
+
+/* The commonest pointer that is none: an error, not a crash.  Others are the program's SIGSEGV. */
+static bool no_memory(const struct iovec *iov)
+{
+	return iov->iov_len && (uintptr_t)iov->iov_base < RF_PAGE_SIZE;
 }
 
 int64_t io_limit(uint64_t start, uint64_t end)
@@ -276,7 +280,9 @@ ssize_t io_read(struct ctx *c, struct file *f, int fd, const struct iovec *iov, 
 
 		if (len > (size_t)(n - done))
 			len = (size_t)(n - done);
-		r = read_at(c, vn, iov[i].iov_base, len, (uint64_t)(off + done), nowait);
+		r = no_memory(&iov[i]) && (uint64_t)(off + done) < size_of(vn)
+			? -EFAULT
+			: read_at(c, vn, iov[i].iov_base, len, (uint64_t)(off + done), nowait);
 		if (r < 0)
 			break;
 		done += r;
@@ -475,6 +481,9 @@ ssize_t io_write(struct ctx *c, struct file *f, int fd, const struct iovec *iov,
 		return -EOPNOTSUPP;
 	if (!n)
 		return 0;
+	for (int i = 0; i < cnt; i++)
+		if (no_memory(&iov[i]))
+			return -EFAULT;
 	/* Anybody who shares the open file may have changed O_APPEND by F_SETFL. */
 	flags = rf_syscall(SYS_fcntl, fd, F_GETFL);
 	if (flags < 0)

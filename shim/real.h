@@ -189,6 +189,7 @@
 #define REAL_LIST(X)                                                                               \
 	REAL_FD(X) REAL_IO(X) REAL_STAT(X) REAL_SYNC(X) REAL_STDIO(X) REAL_MMAP(X) REAL_SIGNAL(X)
 
+/* NOLINTBEGIN(bugprone-macro-parentheses): types and names cannot be */
 struct real {
 #define REAL_X(ret, name, args) ret(*name) args;
 	REAL_LIST(REAL_X)
@@ -199,11 +200,13 @@ struct real {
 	ret w_##name args __asm__(#name) __attribute__((visibility("default")));
 REAL_LIST(REAL_X)
 #undef REAL_X
+/* NOLINTEND(bugprone-macro-parentheses) */
 
 /* Another spelling of a wrapper that the same file defines. */
 #define WRAP_ALIAS(name, of) extern __typeof__(w_##name) w_##name __attribute__((alias(#of)))
 
-/* Fill *r.  Calls dlsym only, with all signals blocked; see ctx.c about what may call us from there. */
+/* Fill *r.  Calls dlsym only, with all signals blocked; see ctx.c about what may call us from
+ * there. */
 void real_resolve(struct real *r);
 
 /* For -errno results: sets errno, returns -1; otherwise passes r through. */

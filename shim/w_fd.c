@@ -30,7 +30,7 @@
 /* This very call made the file (O_EXCL), and the server would not have it: take it away again. */
 static void undo_create(int dir, const char *path, int fd)
 {
-	struct stat a, b;
+	struct stat a = {0}, b = {0};
 
 	if (rf_syscall(SYS_fstat, fd, &a) == 0 &&
 	    rf_syscall(SYS_newfstatat, dir, path, &b, AT_SYMLINK_NOFOLLOW) == 0 &&
@@ -64,7 +64,8 @@ static int do_open(struct ctx *c, int dir, const char *path, int flags, mode_t m
 	if ((flags & (O_TRUNC | O_PATH)) == O_TRUNC && (flags & O_ACCMODE) != O_RDONLY &&
 	    anchor_maybe(c, dir, path, flags & O_NOFOLLOW ? AT_SYMLINK_NOFOLLOW : 0))
 		held = O_TRUNC;
-	fd = c->real.openat(dir, path, flags & ~held, mode);
+	fd = dir == AT_FDCWD ? c->real.open(path, flags & ~held, mode)
+			     : c->real.openat(dir, path, flags & ~held, mode);
 	if (fd < 0) {
 		if (errno == ENOENT || errno == ENOTDIR)
 			anchor_missed(c, path);
