@@ -301,7 +301,13 @@ trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+# Daemons that crash are started again, and a test may not notice.
+crashes() {
+	! grep -h -E 'AddressSanitizer|runtime error:|LeakSanitizer|assert' "$T"/*/agent.log "$T/srv/log" 2>/dev/null || return 1
+	[ -n "${KILLS_AGENTS:-}" ] || ! grep -h -E 'supervisor: (agent|.*crashes)' "$T"/*/agent.log 2>/dev/null
+}
 finish() {
+	check no-daemon-crashed crashes
 	[ "$TESTS" -gt 0 ] || die "nothing was tested"
 	[ "$FAILED" -eq 0 ]
 	exit

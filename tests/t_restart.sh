@@ -112,4 +112,5 @@ all_killed() {
 }
 here new-programs-start-a-new-agent all_killed
 dismiss a
+export KILLS_AGENTS=1
 finish

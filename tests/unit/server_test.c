@@ -737,6 +737,142 @@ Test(server, large_stores_keep_their_order)
 	tc_close(&a);
 }
 
+/* The file is written back and thrown out of memory, so that the server has to wait for the disk.
+ */
+static void make_cold(const char *name)
+{
+	int fd = open(at(name), O_RDONLY | O_CLOEXEC);
+
+	cr_assert(fd >= 0);
+	fdatasync(fd);
+	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+	close(fd);
+}
+
+Test(server, cold_pages)
+{
+	enum { N = 64 * 1024 };
+	struct rf_msg m = {.body.type = RF_STORE};
+	rf_range r[3] = {{10, 2}, {5000, 3}, {40000, 2}};
+	rf_store *so = &m.body.rf_body_u.store;
+	char *text = malloc(N + 1);
+	struct tc a;
+	rf_status s;
+	int i;
+
+	for (i = 0; i < N; i++)
+		text[i] = (char)('a' + i % 26);
+	text[N] = 0;
+	put_file("f", text);
+	tc_open(&a, sock, 1);
+	s = tc_find(&a, "f", RF_LK_READ);
+	make_cold("f");
+	tc_fetch(&a, &s.fid, "f", 100, N, true);
+	EXPECT(&a, RF_FETCH_R);
+	cr_assert(eq(sz, a.len, N - 100));
+	cr_assert(not(memcmp(a.payload, text + 100, N - 100)));
+
+	make_cold("f"); /* parts of two pages */
+	tc_store(&a, &s.fid, "f", 1, 4090, "0123456789", false);
+	EXPECT(&a, RF_APPLIED);
+	memcpy(text + 4090, "0123456789", 10);
+	EXPECT(&a, RF_RELEASED);
+	make_cold("f"); /* several ranges */
+	so->file.volume = a.volume;
+	so->file.fid = s.fid;
+	so->file.path = "f";
+	so->request = 2;
+	so->ranges.ranges_len = 3;
+	so->ranges.ranges_val = r;
+	tc_send(&a, &m, "ABCDEFG", 7);
+	EXPECT(&a, RF_APPLIED);
+	memcpy(text + 10, "AB", 2);
+	memcpy(text + 5000, "CDE", 3);
+	memcpy(text + 40000, "FG", 2);
+	EXPECT(&a, RF_RELEASED);
+	make_cold("f"); /* up to the end and over it */
+	tc_store(&a, &s.fid, "f", 3, N - 2, "wxyz", true);
+	EXPECT(&a, RF_APPLIED);
+	cr_assert(eq(u64, applied(&a)->status.size, N + 2));
+	memcpy(text + N - 2, "wx", 2);
+	EXPECT(&a, RF_RELEASED);
+	tc_fetch(&a, &s.fid, "f", 0, 2 * N, true);
+	EXPECT(&a, RF_FETCH_R);
+	cr_assert(eq(sz, a.len, N + 2));
+	cr_assert(not(memcmp(a.payload, text, N)));
+	cr_assert(not(memcmp(a.payload + N, "yz", 2)));
+	free(text);
+	tc_close(&a);
+}
+
+/* Whatever is read while it changes: bytes are those of the dv that comes with them. */
+Test(server, bytes_belong_to_their_dv)
+{
+	enum { N = 100000, ROUNDS = 150 };
+	struct rf_msg m = {.body.type = RF_STORE};
+	rf_range r = {0, N};
+	rf_store *so = &m.body.rf_body_u.store;
+	uint64_t dv[ROUNDS + 1], seen[2000];
+	char *data = malloc(N), letter[2000];
+	int i, k, type, fetched = 0, asked = 0, found = 0;
+	struct tc a, b;
+	rf_status s;
+
+	memset(data, 'A', N - 1);
+	data[N - 1] = 0;
+	put_file("f", data);
+	tc_open(&a, sock, 1);
+	tc_open(&b, sock, 2);
+	s = tc_find(&a, "f", RF_LK_READ);
+	tc_find(&b, "f", RF_LK_READ);
+	dv[0] = s.dv;
+	so->file.volume = a.volume;
+	so->file.fid = s.fid;
+	so->file.path = "f";
+	so->ranges.ranges_len = 1;
+	so->ranges.ranges_val = &r;
+	r.len = N - 1;
+	for (i = 1; i <= ROUNDS; i++) {
+		memset(data, 'A' + i % 50, N - 1);
+		so->request = (uint64_t)i;
+		for (k = 0; k < 4; k++, asked++)
+			tc_fetch(&b, &s.fid, "f", (uint64_t)k * 20000, 40000, k % 2);
+		if (i % 4 == 0)
+			make_cold("f");
+		tc_send(&a, &m, data, N - 1);
+		for (; k < 8; k++, asked++)
+			tc_fetch(&b, &s.fid, "f", 1000, 90000, k % 2);
+		while (tc_recv(&a, SOON) == RF_RELEASED)
+			;
+		cr_assert(eq(int, (int)a.msg.body.type, RF_APPLIED));
+		dv[i] = applied(&a)->status.dv;
+		while ((type = tc_recv(&b, 0)) > 0 || fetched + 8 < asked) {
+			if (type == 0)
+				type = tc_recv(&b, SOON);
+			if (type == RF_BREAK) {
+				tc_ack(&b, br(&b)->id);
+				continue;
+			}
+			cr_assert(eq(int, type, RF_FETCH_R));
+			for (k = 1; k < (int)b.len; k++)
+				cr_assert(b.payload[k] == b.payload[0], "half of a store was read");
+			letter[fetched] = (char)b.payload[0];
+			seen[fetched++] = b.msg.body.rf_body_u.fetch_r.status.dv;
+		}
+	}
+	for (i = 0; i < fetched; i++)
+		for (k = 0; k <= ROUNDS; k++)
+			if (seen[i] == dv[k]) {
+				found++;
+				cr_assert(eq(int, letter[i], 'A' + k % 50), "fetch %d", i);
+			}
+	cr_assert(eq(int, found, fetched));
+	cr_assert(fetched > ROUNDS);
+	free(data);
+	tc_close(&a);
+	tc_close(&b);
+}
+
 Test(server, append_resize_punch)
 {
 	struct rf_msg m = {.body.type = RF_APPEND};
@@ -1113,6 +1249,31 @@ static void setup_few(void)
 	start_server();
 }
 
+/* An engine whose disk takes 200 ms for a read. */
+#define SLOW 200
+static struct store_ops slow_ops;
+
+static ssize_t slow_read(struct store_file *file, const struct store_cred *cred, void *buf,
+			 size_t len, uint64_t off, bool nowait)
+{
+	ssize_t n;
+
+	if (nowait)
+		return -EAGAIN;
+	n = store_dir.read(file, cred, buf, len, off, false);
+	usleep(SLOW * 1000);
+	return n;
+}
+
+static void setup_slow(void)
+{
+	setup_at("/tmp");
+	slow_ops = store_dir;
+	slow_ops.read = slow_read;
+	config.ops = &slow_ops;
+	start_server();
+}
+
 /* A file system of 64 KiB, in the server's own mount namespace. */
 static void setup_full(void)
 {
@@ -1158,6 +1319,7 @@ TestSuite(server_inotify, .init = setup_inotify, .fini = teardown, .timeout = 30
 TestSuite(server_polling, .init = setup_polling, .fini = teardown, .timeout = 30);
 TestSuite(server_shm, .init = setup_shm, .fini = teardown, .timeout = 30);
 TestSuite(server_few, .init = setup_few, .fini = teardown, .timeout = 30);
+TestSuite(server_slow, .init = setup_slow, .fini = teardown, .timeout = 30);
 TestSuite(server_full, .init = setup_full, .fini = teardown, .timeout = 30);
 
 Test(server_shm, third_party_tmpfs)
@@ -1178,6 +1340,7 @@ Test(server_inotify, own_changes)
 Test(server_polling, third_party)
 {
 	uint64_t end = ms() + 5000;
+	struct stat sb;
 	struct tc a;
 	rf_status s;
 
@@ -1191,8 +1354,11 @@ Test(server_polling, third_party)
 	}
 	cr_assert(ne(u64, br(&a)->status.dv, s.dv));
 	s.dv = br(&a)->status.dv;
-	/* Or at once, when somebody asks. */
+	/* Or at once, when somebody asks; also if they turn back the time. */
+	cr_assert(not(stat(at("f"), &sb)));
 	others_write("f", 1, "E");
+	cr_assert(
+	    not(utimensat(AT_FDCWD, at("f"), (struct timespec[2]){sb.st_atim, sb.st_mtim}, 0)));
 	tc_status(&a, &s.fid, "f", false);
 	while (tc_recv(&a, SOON) == RF_PONG)
 		;
@@ -1204,6 +1370,73 @@ Test(server_polling, third_party)
 Test(server_polling, own_changes)
 {
 	own_changes();
+}
+
+Test(server_slow, one_slow_read_delays_nobody)
+{
+	uint64_t t = ms();
+	struct tc a, b;
+	rf_status s, g;
+
+	put_file("f", "hello");
+	put_file("g", "hello");
+	tc_open(&a, sock, 1);
+	tc_open(&b, sock, 2);
+	s = tc_find(&a, "f", RF_LK_READ);
+	tc_fetch(&a, &s.fid, "f", 0, 10, true);
+	/* The same client, the same file, another file, another client. */
+	tc_status(&a, &s.fid, "f", true);
+	EXPECT(&a, RF_STATUS_R);
+	g = tc_find(&b, "g", RF_LK_READ);
+	tc_store(&b, &g.fid, "g", 1, 0, "J", false);
+	EXPECT(&b, RF_APPLIED);
+	cr_assert(ms() - t < SLOW / 2);
+	EXPECT(&a, RF_FETCH_R);
+	cr_assert(ms() - t >= SLOW);
+	tc_close(&a);
+	tc_close(&b);
+}
+
+/* A change while the old bytes are being read: they are not given out as the new ones. */
+Test(server_slow, change_during_a_read)
+{
+	struct tc a, b;
+	uint64_t dv;
+	rf_status s;
+	int i;
+
+	put_file("f", "hello");
+	tc_open(&a, sock, 1);
+	tc_open(&b, sock, 2);
+	s = tc_find(&a, "f", RF_LK_READ);
+	tc_find(&b, "f", 0);
+	tc_fetch(&b, &s.fid, "f", 0, 10, true);
+	usleep(SLOW * 1000 / 4);
+	tc_store(&a, &s.fid, "f", 1, 0, "J", false);
+	EXPECT(&a, RF_APPLIED);
+	dv = applied(&a)->status.dv;
+	EXPECT(&b, RF_BREAK);
+	tc_ack(&b, br(&b)->id);
+	EXPECT(&b, RF_FETCH_R);
+	cr_assert(eq(u64, b.msg.body.rf_body_u.fetch_r.status.dv, dv));
+	cr_assert(b.msg.body.rf_body_u.fetch_r.status.promise_ms > 0);
+	cr_assert(not(memcmp(b.payload, "Jello", 5)));
+	EXPECT(&a, RF_RELEASED);
+
+	/* Changed without end: it gets its answer all the same. */
+	tc_fetch(&b, &s.fid, "f", 0, 10, false);
+	for (i = 2; i < 40; i++) {
+		tc_store(&a, &s.fid, "f", (uint64_t)i, 4, "x", false);
+		usleep(SLOW * 1000 / 4);
+		while (tc_recv(&b, 1) == RF_BREAK)
+			tc_ack(&b, br(&b)->id);
+		if (b.msg.body.type == RF_FETCH_R)
+			break;
+	}
+	cr_assert(i < 40);
+	cr_assert(not(memcmp(b.payload, "Jellx", 5)));
+	tc_close(&a);
+	tc_close(&b);
 }
 
 /* More files than may be open: promises are broken to make room, and kept or broken, never lost. */
