@@ -77,9 +77,8 @@ int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t *seen)
 void page_wait(struct vnode *vn, uint64_t page, uint64_t seen);
 int page_reclaim(struct ctx *c, sys_mask mask);
 /* After pwrite() of [off, off+len) inside one page, slot still held: mark these bytes as
- * explicitly written (twin := complement), so that equal bytes are carried by the flush too. */
-void page_mark_written(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t off, uint32_t len,
-		       const void *bytes);
+ * explicitly written, so that equal bytes are carried by the flush too. */
+void page_mark_written(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t off, uint32_t len);
 
 /* Copy n bytes; stops at the first byte of src that faults as a hole or past EOF (src must be the
  * alias of a vnode).  Returns the bytes NOT copied.  dst may be any memory of the program. */

@@ -348,7 +348,7 @@ static ssize_t write_chunk(struct ctx *c, struct vnode *vn, const char *buf, siz
 
 				if (len > (size_t)r - at)
 					len = (uint32_t)((size_t)r - at);
-				page_mark_written(c, vn, p, in, len, buf + at);
+				page_mark_written(c, vn, p, in, len);
 				at += len;
 			}
 			slot_leave(&slot);

@@ -121,19 +121,26 @@ int page_reclaim(struct ctx *c, sys_mask mask)
 	return agent_request(c, RF_OP_FLUSH, 0, arg, NULL, 0, NULL, mask);
 }
 
-void page_mark_written(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t off, uint32_t len,
-		       const void *bytes)
+void page_mark_written(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t off,
+		       uint32_t len)
 {
 	uint64_t w = atomic_load(vnode_word(vn, page));
-	const unsigned char *src = bytes;
-	unsigned char *twin;
+	const uint32_t t = rf_w_twin(w), end = off + len;
+	_Atomic uint8_t *mark;
 
 	/* A flush that did not wait for this slot has taken the bytes by their difference. */
-	if (rf_w_state(w) != RF_PG_DIRTY || rf_w_twin(w) >= c->twins->n)
+	if (rf_w_state(w) != RF_PG_DIRTY || t >= c->twins->n)
 		return;
-	twin = (unsigned char *)rf_twin(c->twins, rf_w_twin(w)) + off;
-	for (uint32_t i = 0; i < len; i++)
-		twin[i] = (unsigned char)~src[i];
+	mark = rf_twin_mark(c->twins, t);
+	for (uint32_t at = off; at < end;) {
+		uint32_t to = (at | 7) + 1 < end ? (at | 7) + 1 : end;
+
+		atomic_fetch_or_explicit(&mark[at / 8],
+					 (uint8_t)((0xffu << (at & 7)) & (0xffu >> (-to & 7))),
+					 memory_order_relaxed);
+		at = to;
+	}
+	atomic_fetch_or_explicit(&c->twins->owner[t], RF_TWIN_MARKED, memory_order_release);
 }
 
 /*

@@ -284,8 +284,14 @@ struct rf_host {
 /*
  * owner[i]: 0 = free; else rf_proc.id of the program that took it.  Taken by CAS 0 -> id; freed by
  * the taker if its CAS to DIRTY lost, by the agent otherwise (also what a dead program left).
- * The pages start at RF_TWINS_PAGES(n).
+ *
+ * Behind the pages comes a mark a twin: a bit a byte of the page, set for what write() carried
+ * explicitly, and is a change even where it equals the twin.  RF_TWIN_MARKED in owner[i] says that
+ * there are any; bits first, then the flag.  A free twin has neither: the agent clears them.
  */
+#define RF_TWIN_MARKED ((uint32_t)1 << 31)
+#define RF_MARK_SIZE (RF_PAGE_SIZE / 8)
+
 struct rf_twins {
 	uint64_t magic;
 	uint32_t version;
@@ -299,11 +305,17 @@ static inline uint64_t rf_twins_pages_off(uint32_t n)
 }
 static inline uint64_t rf_twins_size(uint32_t n)
 {
-	return rf_twins_pages_off(n) + (uint64_t)n * RF_PAGE_SIZE;
+	return rf_twins_pages_off(n) + (uint64_t)n * (RF_PAGE_SIZE + RF_MARK_SIZE);
 }
 static inline void *rf_twin(struct rf_twins *t, uint32_t i)
 {
 	return (char *)t + rf_twins_pages_off(t->n) + (uint64_t)i * RF_PAGE_SIZE;
+}
+/* Bit k of byte i is byte i * 8 + k of the page. */
+static inline _Atomic uint8_t *rf_twin_mark(struct rf_twins *t, uint32_t i)
+{
+	return (_Atomic uint8_t *)((char *)t + rf_twins_pages_off(t->n) +
+				   (uint64_t)t->n * RF_PAGE_SIZE + (uint64_t)i * RF_MARK_SIZE);
 }
 
 #endif

@@ -26,6 +26,7 @@
 
 struct touch {
 	void *page, *twin, *snap;
+	const _Atomic uint8_t *mark;
 	const void *bytes;
 	uint32_t from, to;
 };
@@ -48,7 +49,7 @@ static void do_merge(void *arg)
 {
 	struct touch *t = arg;
 
-	ag_merge(t->page, t->twin, t->snap, t->bytes, t->from, t->to);
+	ag_merge(t->page, t->twin, t->mark, t->snap, t->bytes, t->from, t->to);
 }
 
 /* A clean page changes in place.  False: it was not clean any more when we looked. */
@@ -104,6 +105,7 @@ static void page_bytes(struct ag_vnode *vn, uint64_t page, uint32_t from, uint32
 
 		if (ag_w_twinned(w)) {
 			t.twin = ag_twin(vn->ag, w);
+			t.mark = ag_twin_mark(vn->ag, w);
 			t.snap = ag_op_snapshot(vn, page);
 			if (t.twin)
 				ag_guard(do_merge, &t);

@@ -66,6 +66,7 @@ static int protect(const struct ag_op *op)
 struct diff {
 	struct ag_change *change;
 	const void *page, *twin;
+	const _Atomic uint8_t *mark;
 	uint64_t off;
 	uint32_t limit;
 	ssize_t r;
@@ -75,7 +76,7 @@ static void do_diff(void *arg)
 {
 	struct diff *d = arg;
 
-	d->r = d->twin ? ag_diff(d->change, d->page, d->twin, d->off, d->limit)
+	d->r = d->twin ? ag_diff(d->change, d->page, d->twin, d->mark, d->off, d->limit)
 		       : ag_diff_all(d->change, d->page, d->off, d->limit);
 }
 
@@ -131,6 +132,7 @@ static int take_page(struct ag_op *op, struct ag_op_page *p, struct ag_change *c
 	struct diff d = {.change = c,
 			 .page = ag_vn_page(vn, p->page),
 			 .twin = ag_twin(vn->ag, p->word),
+			 .mark = ag_twin_mark(vn->ag, p->word),
 			 .off = off};
 	struct ag_change was = *c;
 	uint64_t last = c->n ? c->range[c->n - 1].len : 0;

@@ -146,6 +146,7 @@ static void pages_applied(struct ag_op *op)
 				ag_twin_free(ag, rf_w_twin(p->word));
 		} else if (twin && atomic_load(word) == rf_w_to(p->word, RF_PG_DIRTY)) {
 			memcpy(twin, p->snap, RF_PAGE_SIZE);
+			ag_twin_unmark(ag, rf_w_twin(p->word));
 		}
 		free(p->snap);
 		p->snap = NULL;

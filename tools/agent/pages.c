@@ -47,8 +47,8 @@ static bool put_byte(struct ag_change *c, uint64_t off, unsigned char b)
 	return true;
 }
 
-ssize_t ag_diff(struct ag_change *c, const void *page, const void *twin, uint64_t off,
-		uint32_t limit)
+ssize_t ag_diff(struct ag_change *c, const void *page, const void *twin,
+		const _Atomic uint8_t *mark, uint64_t off, uint32_t limit)
 {
 	const volatile uint64_t *p = page, *t = twin;
 	const uint32_t n = c->n;
@@ -58,15 +58,16 @@ ssize_t ag_diff(struct ag_change *c, const void *page, const void *twin, uint64_
 	for (uint32_t i = 0; i * 8 < limit; i++) {
 		/* Read once: a program may be storing. */
 		uint64_t a = p[i], b = t[i], x = a ^ b;
+		unsigned m = mark ? atomic_load_explicit(&mark[i], memory_order_relaxed) : 0;
 
-		if (!x)
+		if (!x && !m)
 			continue;
 		for (uint32_t k = 0; k < 8 && i * 8 + k < limit; k++) {
 			unsigned char ab[8], xb[8];
 
 			memcpy(ab, &a, 8);
 			memcpy(xb, &x, 8);
-			if (xb[k] && !put_byte(c, off + i * 8 + k, ab[k])) {
+			if ((xb[k] || (m >> k & 1)) && !put_byte(c, off + i * 8 + k, ab[k])) {
 				c->n = n;
 				c->len = len;
 				if (n)
@@ -122,6 +123,18 @@ static uint64_t zero_bytes(uint64_t x)
 	return w;
 }
 
+/* All ones in the bytes whose bit is set. */
+static uint64_t marked_bytes(uint8_t bits)
+{
+	unsigned char b[8];
+	uint64_t w;
+
+	for (int i = 0; i < 8; i++)
+		b[i] = bits >> i & 1 ? 0xff : 0;
+	memcpy(&w, b, 8);
+	return w;
+}
+
 /* Change the bytes under mask by CAS: others may store to the rest. */
 static void set_bytes(_Atomic uint64_t *word, uint64_t mask, uint64_t bytes)
 {
@@ -146,22 +159,24 @@ static uint64_t word_of(const void *bytes, uint32_t i, uint32_t from, uint32_t l
 	return w;
 }
 
-void ag_merge(void *page, void *twin, void *snap, const void *theirs, uint32_t from, uint32_t to)
+void ag_merge(void *page, void *twin, const _Atomic uint8_t *mark, void *snap, const void *theirs,
+	      uint32_t from, uint32_t to)
 {
 	_Atomic uint64_t *p = page, *t = twin, *s = snap;
 
 	for (uint32_t i = from / 8; i < WORDS && i * 8 < to; i++) {
 		uint32_t lo = i * 8 < from ? from - i * 8 : 0, hi = to - i * 8 < 8 ? to - i * 8 : 8;
 		uint64_t new = word_of(theirs, i, from, lo, hi), mask = byte_mask(lo, hi);
-		uint64_t old = atomic_load(&t[i]), mine;
+		uint64_t old = atomic_load(&t[i]), mine, free;
 
 		if (s) /* in flight: ours came after theirs on the server */
 			mask &= zero_bytes(atomic_load(&s[i]) ^ old);
 		if (!mask)
 			continue;
+		free = mask & ~(mark ? marked_bytes(atomic_load(&mark[i])) : 0);
 		mine = atomic_load(&p[i]);
 		for (;;) {
-			uint64_t take = mask & zero_bytes(mine ^ old);
+			uint64_t take = free & zero_bytes(mine ^ old);
 
 			if (!((mine ^ new) & take) ||
 			    atomic_compare_exchange_weak(&p[i], &mine,

@@ -35,23 +35,25 @@ struct ag_change {
 };
 
 /*
- * Append what differs between the first limit bytes of page and twin; off is the page's offset in
+ * Append what differs between the first limit bytes of page and twin, or is marked (mark may be
+ * NULL); off is the page's offset in
  * the file.  Runs that touch are joined.  Returns the number of bytes, or -ENOSPC with nothing
  * appended.
  */
-ssize_t ag_diff(struct ag_change *c, const void *page, const void *twin, uint64_t off,
-		uint32_t limit);
+ssize_t ag_diff(struct ag_change *c, const void *page, const void *twin,
+		const _Atomic uint8_t *mark, uint64_t off, uint32_t limit);
 /* Append [off, off + len) whole. */
 ssize_t ag_diff_all(struct ag_change *c, const void *page, uint64_t off, uint32_t len);
 
 /*
  * Three ways: bytes [from, to) of the page have become theirs on the server.  Where mine == twin
- * take theirs, by compare-and-swap on aligned words, as programs store at the same time; the twin
+ * and it is not marked take theirs, by compare-and-swap on aligned words, as programs store at the same time; the twin
  * becomes theirs in any case, after the page, so that a crash in between sends too much, never too
  * little.  snap: a snapshot that is in flight, or NULL; bytes in which it differs from the twin are
  * mine whatever the page says now, and are left alone.  theirs points at the byte for `from`.
  */
-void ag_merge(void *page, void *twin, void *snap, const void *theirs, uint32_t from, uint32_t to);
+void ag_merge(void *page, void *twin, const _Atomic uint8_t *mark, void *snap, const void *theirs,
+	      uint32_t from, uint32_t to);
 
 /* Store bytes [from, to) with aligned atomic stores: a clean page changes under its readers. */
 void ag_store(void *page, const void *bytes, uint32_t from, uint32_t to);

@@ -58,9 +58,10 @@ static void free_twins(struct ag_proc *p)
 			ag_vn_twins(vn, used);
 	}
 	for (uint32_t i = 1; i < t->n; i++)
-		if (atomic_load_explicit(&t->owner[i], memory_order_relaxed) == p->id &&
+		if ((atomic_load_explicit(&t->owner[i], memory_order_relaxed) & ~RF_TWIN_MARKED) ==
+			p->id &&
 		    !(used[i / 8] & 1u << i % 8))
-			atomic_store(&t->owner[i], 0);
+			ag_twin_free(ag, i);
 	free(used);
 }
 

@@ -514,12 +514,20 @@ bool ag_vn_mapped(struct ag_vnode *vn)
 
 /* ---- twins and dirt ---- */
 
+void ag_twin_unmark(struct ag *ag, uint32_t twin)
+{
+	if (!(atomic_fetch_and(&ag->twins->owner[twin], ~RF_TWIN_MARKED) & RF_TWIN_MARKED))
+		return;
+	memset((void *)rf_twin_mark(ag->twins, twin), 0, RF_MARK_SIZE);
+}
+
 void ag_twin_free(struct ag *ag, uint32_t twin)
 {
 	if (!twin || twin >= ag->twins->n)
 		return;
 	if (twin >= ag->twin_high)
 		ag->twin_high = twin + 1;
+	ag_twin_unmark(ag, twin);
 	atomic_store(&ag->twins->owner[twin], 0);
 }
 

@@ -103,6 +103,16 @@ static inline void *ag_twin(struct ag *ag, uint64_t w)
 	uint32_t i = rf_w_twin(w);
 	return i && i < ag->twins->n ? rf_twin(ag->twins, i) : NULL;
 }
+/* What is marked as explicitly written, NULL: nothing. */
+static inline _Atomic uint8_t *ag_twin_mark(struct ag *ag, uint64_t w)
+{
+	uint32_t i = rf_w_twin(w);
+	return i && i < ag->twins->n && (atomic_load(&ag->twins->owner[i]) & RF_TWIN_MARKED)
+		   ? rf_twin_mark(ag->twins, i)
+		   : NULL;
+}
+/* It was sent: no marks any more. */
+void ag_twin_unmark(struct ag *ag, uint32_t twin);
 /* Pages that are DIRTY or in flight, by a scan. */
 uint64_t ag_vn_ndirty(struct ag_vnode *vn);
 /* Whether one of the pages of [off, off + len) is, or can never be dropped. */
