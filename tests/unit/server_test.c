@@ -508,6 +508,7 @@ static void third_party(void)
 	tc_fetch(&b, &s.fid, "f", 0, 100, true);
 	EXPECT(&b, RF_FETCH_R);
 	cr_assert(eq(sz, b.len, 5));
+	cr_assert(b.msg.body.rf_body_u.fetch_r.status.promise_ms > 0);
 	cr_assert(not(memcmp(b.payload, "Jelly", 5)));
 	tc_close(&a);
 	tc_close(&b);

@@ -138,7 +138,8 @@ static unsigned raise_limits(void)
 	return files < 16 ? 16 : files;
 }
 
-static int open_volume(struct srv *srv, const char *name, const char *where)
+static int open_volume(struct srv *srv, const struct store_ops *ops, const char *name,
+		       const char *where)
 {
 	struct srv_volume *vol = &srv->vol[srv->nvols];
 	const char *why;
@@ -147,7 +148,7 @@ static int open_volume(struct srv *srv, const char *name, const char *where)
 	vol->srv = srv;
 	vol->name = name;
 	vol->where = where;
-	vol->ops = &store_dir;
+	vol->ops = ops ? ops : &store_dir;
 	err = vol->ops->open(where, &vol->vol, &why);
 	if (err) {
 		srv_log("--export %s=%s: %s (%s)", name, where, why, strerror(-err));
@@ -209,7 +210,8 @@ static int start(struct srv *srv, const struct srv_config *config)
 			srv->instance = srv_now();
 	umask(0);
 	for (i = 0; i < config->nexports; i++) {
-		err = open_volume(srv, config->export[i].name, config->export[i].where);
+		err =
+		    open_volume(srv, config->ops, config->export[i].name, config->export[i].where);
 		if (err)
 			return err;
 	}

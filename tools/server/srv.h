@@ -44,6 +44,7 @@ struct srv_config {
 		const char *name, *where;
 	} export[SRV_MAX_VOLUMES];
 	unsigned nexports;
+	const struct store_ops *ops; /* NULL: store_dir */
 	const char *listen;
 	uint32_t lease_ms;
 	unsigned max_files; /* files held open; 0: as many as the limit of descriptors allows */
