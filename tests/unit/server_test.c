@@ -814,8 +814,8 @@ Test(server, bytes_belong_to_their_dv)
 	rf_range r = {0, N};
 	rf_store *so = &m.body.rf_body_u.store;
 	uint64_t dv[ROUNDS + 1], seen[2000];
-	char *data = malloc(N), letter[2000];
-	int i, k, type, fetched = 0, asked = 0, found = 0;
+	char *data = malloc(N);
+	unsigned char letter[2000];
 	struct tc a, b;
 	rf_status s;
 
@@ -857,7 +857,7 @@ Test(server, bytes_belong_to_their_dv)
 			cr_assert(eq(int, type, RF_FETCH_R));
 			for (k = 1; k < (int)b.len; k++)
 				cr_assert(b.payload[k] == b.payload[0], "half of a store was read");
-			letter[fetched] = (char)b.payload[0];
+			letter[fetched] = b.payload[0];
 			seen[fetched++] = b.msg.body.rf_body_u.fetch_r.status.dv;
 		}
 	}

@@ -45,7 +45,7 @@ Test(wire, round_trip)
 	ssize_t n = rf_wire_encode(buf, sizeof(buf), &m, 5);
 
 	cr_assert(n > 0);
-	memcpy(buf + n, "hello", 5);
+	memcpy(buf + n, "hello", 6);
 	cr_assert(eq(i64, rf_wire_frame(buf, (size_t)n, &need), 0));
 	cr_assert(eq(sz, need, (size_t)n + 5));
 	cr_assert(eq(i64, rf_wire_frame(buf, (size_t)n + 100, NULL), n + 5));

@@ -1,11 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 #
-# t_programs - ordinary programs, unchanged, on a volume: what host A does, host B and the server see.
+# t_core_programs - ordinary programs, unchanged, on a volume: what host A does, host B and the server see.
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
 V=$T/vol
+O=$T/outside # of any volume; for everybody
+mkdir -m 777 "$O"
 head -c 3000000 /dev/urandom >"$V/big"
 : >"$V/copy"
 seq 1 20000 >"$V/text"
@@ -35,7 +37,7 @@ seen() {
 
 t_cat() { seen big "$T/big"; }
 check cat t_cat
-t_cp() { on A cp "$V/big" "$V/copy" && seen copy "$T/big" && on B cp "$V/copy" "$T/out" && cmp "$T/out" "$T/big"; }
+t_cp() { on A cp "$V/big" "$V/copy" && seen copy "$T/big" && on B cp "$V/copy" "$O/out" && cmp "$O/out" "$T/big"; }
 check cp t_cp
 t_cp_new() { on A cp "$V/big" "$V/new" && cmp "$V/new" "$T/big" && on A cmp "$V/new" "$V/big"; }
 check cp-to-a-new-file t_cp_new
@@ -80,13 +82,20 @@ t_coreutils() {
 		[ "$(on B ls -l "$V/big" | awk '{ print $5 }')" = 1234567 ] &&
 		on B tail -c 100 "$V/big" | cmp - <(head -c 1234567 "$T/big" | tail -c 100) &&
 		on A gzip -c "$V/big" | gunzip | cmp - <(head -c 1234567 "$T/big") &&
-		on A tar -C "$V" -cf "$T/x.tar" big && tar -xOf "$T/x.tar" big | cmp - "$V/big" &&
+		on A tar -C "$V" -cf "$O/x.tar" big && tar -xOf "$O/x.tar" big | cmp - "$V/big" &&
 		on A mv "$V/sub/in" "$V/sub/out" && [ "$(on A cat "$V/sub/out")" = in ] &&
 		on A rm "$V/sub/out" && [ ! -e "$V/sub/out" ] && ! on A cat "$V/sub/out" 2>/dev/null
 }
 check wc-stat-md5sum-truncate-tail-gzip-tar-mv-rm t_coreutils
 t_sed() { on A sed -i s/one/1/ "$V/short" && head -n 1 "$V/short" | grep -qx 1 && [ "$(on A head -n 1 "$V/short")" = 1 ]; }
 check sed-in-place t_sed
+
+# A descriptor that was made together with its file may write, whatever the file's mode.
+t_readonly() {
+	on A sh -c "umask 0333; exec 3>$V/readonly; chmod 444 $V/readonly; echo one >&3; exec 3>&-" &&
+		[ "$(cat "$V/readonly")" = one ] && [ "$(stat -c %a "$V/readonly")" = 444 ]
+}
+check create-read-only-and-write t_readonly
 
 if need python3-mmap "$PY"; then
 	cat >"$T/w.py" <<'END'
