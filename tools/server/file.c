@@ -316,9 +316,10 @@ bool srv_files_scan(struct srv *srv, unsigned max)
 
 void srv_files_free(struct srv *srv)
 {
-	struct srv_file *file;
+	struct srv_file *file, *next;
 
-	while ((file = RB_MIN(srv_files, &srv->files))) {
+	for (file = RB_MIN(srv_files, &srv->files); file; file = next) {
+		next = RB_NEXT(srv_files, &srv->files, file);
 		if (file->sf)
 			file_close(file);
 		file_free(file);

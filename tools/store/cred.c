@@ -67,10 +67,21 @@ bool store_cred_any(void)
 	return geteuid() == 0;
 }
 
-/* setfsuid and setfsgid say what was, never whether they worked: ask again. */
-static int switch_to(uid_t uid, gid_t gid, const gid_t *groups, size_t ngroups)
+/* Some user namespaces do not allow setgroups: fine, if the groups are what they should be. */
+static bool have_groups(const struct store_cred *cred)
 {
-	if (syscall(SYS_setgroups, ngroups, groups))
+	gid_t now[64];
+	int n = getgroups(64, now);
+
+	return n >= 0 && (size_t)n == cred->ngroups &&
+	       !memcmp(now, cred->groups, (size_t)n * sizeof(*now));
+}
+
+/* setfsuid and setfsgid say what was, never whether they worked: ask again. */
+static int switch_to(uid_t uid, gid_t gid, const struct store_cred *cred)
+{
+	if (syscall(SYS_setgroups, cred ? cred->ngroups : 0, cred ? cred->groups : NULL) && cred &&
+	    !have_groups(cred))
 		return -EACCES;
 	setfsgid(gid);
 	setfsuid(uid);
@@ -94,10 +105,7 @@ int store_cred_enter(const struct store_cred *cred)
 	}
 	/* If it fails halfway nobody may mistake this thread for anybody. */
 	acting = NOBODY;
-	if (cred)
-		err = switch_to(cred->uid, cred->gid, cred->groups, cred->ngroups);
-	else
-		err = switch_to(0, getegid(), NULL, 0);
+	err = switch_to(cred ? cred->uid : 0, cred ? cred->gid : getegid(), cred);
 	if (!err)
 		acting = serial;
 	return err;

@@ -692,7 +692,7 @@ static void store_undo(struct dir_change *c, uint64_t limit, size_t n)
 {
 	struct store_change *ch = c->ch;
 	uint64_t size = ch->before.size, pos = 0;
-	struct store_attr now;
+	struct store_attr now = {0};
 	size_t i, done;
 
 	if (limit > size)
@@ -783,7 +783,7 @@ out_compact:
 static int dir_append(struct store_file *file, const struct store_cred *cred,
 		      struct store_change *ch, bool nowait)
 {
-	struct store_attr now;
+	struct store_attr now = {0};
 	struct dir_change c;
 	size_t done = 0;
 	off_t start = 0, pos;
@@ -835,7 +835,7 @@ static int dir_resize(struct store_file *file, const struct store_cred *cred,
 		      struct store_change *ch, bool nowait)
 {
 	uint64_t size, end = ch->size;
-	struct store_attr now;
+	struct store_attr now = {0};
 	struct dir_change c;
 	int err;
 
@@ -874,7 +874,7 @@ static int dir_punch(struct store_file *file, const struct store_cred *cred,
 		     struct store_change *ch, bool nowait)
 {
 	rf_range *r = ch->ranges;
-	struct store_attr now;
+	struct store_attr now = {0};
 	struct dir_change c;
 	int err;
 

@@ -13,7 +13,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
-#include <limits.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/socket.h>
@@ -79,14 +78,14 @@ static int unix_clear(const struct sockaddr_un *sa)
 
 static int unix_listen(const char *rest)
 {
-	char dir[PATH_MAX];
 	struct sockaddr_un sa;
+	char dir[sizeof(sa.sun_path)];
 	int fd, lock, err;
 
 	err = unix_addr(rest, &sa);
 	if (err)
 		return err;
-	strcpy(dir, sa.sun_path);
+	memcpy(dir, sa.sun_path, sizeof(dir)); /* dirname changes it */
 	lock = open(dirname(dir), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (lock < 0 && errno != EACCES)
 		return -errno;
