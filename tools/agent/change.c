@@ -109,7 +109,9 @@ static void page_bytes(struct ag_vnode *vn, uint64_t page, uint32_t from, uint32
 			t.snap = ag_op_snapshot(vn, page);
 			if (t.twin)
 				ag_guard(do_merge, &t);
-			ag_count(vn->ag, RF_R_MERGE, 1);
+			if (vn->merged != page + 1)
+				ag_count(vn->ag, RF_R_MERGE, 1);
+			vn->merged = page + 1; /* many ranges of one page count once */
 			return;
 		}
 		if (rf_w_state(w) != RF_PG_UPTODATE || clean_in_place(vn, page, w, do_store, &t))
@@ -366,6 +368,7 @@ static void put_bytes(struct ag_task *t)
 	const unsigned char *p = t->data;
 	size_t left = t->len;
 
+	t->vn->merged = 0;
 	for (uint32_t i = 0; i < t->nranges; i++) {
 		uint64_t off = t->range[i].off, n = ag_min(t->range[i].len, left);
 

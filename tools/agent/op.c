@@ -294,6 +294,14 @@ static void op_applied(struct ag_op *op, const rf_applied *a)
 	}
 }
 
+/* A STORE that was not applied: the next flush makes another one of its pages. */
+static void undo(struct ag_op *op)
+{
+	ag_op_undo(op);
+	ag_reqs_op_lost(op->vn, op);
+	ag_op_end(op);
+}
+
 static bool on_answer(struct ag_call *c, struct rf_msg *m, void *payload, size_t len)
 {
 	struct ag_op *op = c->arg;
@@ -304,13 +312,10 @@ static bool on_answer(struct ag_call *c, struct rf_msg *m, void *payload, size_t
 	(void)len;
 	ag_vn_kick(vn);
 	if (!m) {
-		if (op->type == RF_STORE && !op->applied) {
-			ag_op_undo(op);
-			ag_reqs_op_lost(vn, op);
-			ag_op_end(op);
-		} else {
+		if (op->type == RF_STORE && !op->applied)
+			undo(op);
+		else
 			op->state = AG_OP_LOST;
-		}
 		return false;
 	}
 	switch (m->body.type) {
@@ -326,7 +331,7 @@ static bool on_answer(struct ag_call *c, struct rf_msg *m, void *payload, size_t
 		op_applied(op, a);
 		return true;
 	case RF_RELEASED:
-		if (op->state != (op->type == RF_SYNC ? AG_OP_SENT : AG_OP_APPLIED))
+		if (op->state != (op->type == RF_SYNC || op->settle ? AG_OP_SENT : AG_OP_APPLIED))
 			break;
 		if (op->durable && vn->unstable_seq <= op->seq)
 			atomic_store(&vn->st->unstable, 0);
@@ -345,6 +350,8 @@ static bool on_answer(struct ag_call *c, struct rf_msg *m, void *payload, size_t
 
 /* ---- sending ---- */
 
+static const rf_error unknown = {.err = EIO, .what = (char *)(uintptr_t)"the server was restarted"};
+
 void ag_op_send(struct ag_op *op)
 {
 	struct ag_vnode *vn = op->vn;
@@ -353,11 +360,25 @@ void ag_op_send(struct ag_op *op)
 	const void *payload = NULL;
 	size_t len = 0;
 
-	op->state = AG_OP_LOST;
 	if (vn->vol->srv->state != AG_UP || !vn->vol->ready) {
-		return; /* ag_ops_resend does it */
+		if (op->type == RF_STORE && !op->applied)
+			undo(op);
+		else
+			op->state = AG_OP_LOST; /* ag_ops_resend does it */
+		return;
 	}
-	switch (op->type) {
+	if (op->instance && op->instance != vn->vol->srv->instance) {
+		if (op->applied) {
+			op->settle = true;
+		} else if (op->type == RF_APPEND) {
+			op_failed(op, &unknown);
+			return;
+		}
+	}
+	op->instance = vn->vol->srv->instance;
+	if (op->settle)
+		m.body.type = RF_SYNC;
+	switch (m.body.type) {
 	case RF_STORE: {
 		rf_store *s = &m.body.rf_body_u.store;
 		s->file = file;

@@ -29,6 +29,8 @@ struct ag_op {
 	bool durable, may_extend;
 	bool program; /* asked for by a program: it gets the error, nothing is excised */
 	bool gated;   /* vn->gate is ours */
+	bool settle;  /* applied by a server that is gone: only SYNC is left to ask for */
+	uint64_t instance; /* of the server that it was sent to */
 
 	struct ag_op_page {
 		uint64_t page, word; /* the word as WRITEBACK */
@@ -44,7 +46,7 @@ struct ag_op {
 };
 
 struct ag_op *ag_op_new(struct ag_vnode *vn, enum rf_type type);
-/* Send it, or have it sent when the server is there. */
+/* Send it, or have it sent when the server is there (a STORE is undone).  It may be gone after. */
 void ag_op_send(struct ag_op *op);
 void ag_ops_resend(struct ag_vnode *vn);
 /* It is over: out of vn->ops, freed. */
