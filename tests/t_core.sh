@@ -7,7 +7,7 @@
 . "$(dirname "$0")/lib.sh"
 
 LEN=65536
-for i in $(seq 1 24); do
+for i in $(seq 1 25); do
 	head -c $LEN /dev/zero | tr '\0' a >"$T/vol/f$i"
 done
 printf 'short' >"$T/vol/short"
@@ -244,6 +244,18 @@ grow_by_write() {
 		want b 740000 load 20 4 3 && want b 7a load 20 6000 1 && want b 7a pread 20 10 6000
 }
 check write-past-eof-grows grow_by_write
+
+# Only somebody who is not root can be refused.
+refused() {
+	all 25 a b && want a 61 load 25 0 1 && want b 61 load 25 0 1 || return
+	chown 0:0 "$T/vol/f25" && chmod 444 "$T/vol/f25" || return
+	want a ok store 25 0 7a && want a 'err EACCES' msync 25 && want a 61 load 25 0 1 &&
+		want b 61 load 25 0 1 && want a "$LEN" size 25 && want a ok fsync 25 &&
+		[ "$(served 25 0 1)" = 61 ]
+}
+if [ "$VARIANT" = @nobody ]; then
+	check refused-flush-shows-the-servers-content refused
+fi
 
 check chmod-refetches-nothing no_refetch_chmod
 here restart-refetches-nothing no_refetch_restart
