@@ -53,7 +53,7 @@ int agent_flush(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t npages,
  * all signals (slot_enter) and waits while the exclusive side is held.  The caller may not wait,
  * take a lock, or touch memory that can fault on managed pages until slot_leave.
  * The _masked forms are for code that runs with all signals blocked already; slot_try_masked
- * returns -EAGAIN (nothing claimed) instead of waiting.
+ * returns -EAGAIN (nothing claimed) instead of waiting.  -ESTALE: the vnode is gone.
  */
 struct slot_ref {
 	struct rf_slot *slot;
@@ -63,6 +63,8 @@ int slot_enter(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t n, struc
 void slot_leave(struct slot_ref *s);
 int slot_try_masked(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t n, struct slot_ref *s);
 void slot_leave_masked(struct slot_ref *s);
+/* The vnode has lost its last reference: until no slot of this process names it. */
+void slot_quiesce(struct ctx *c, uint32_t vnode);
 void slot_wait_lock(struct vnode *vn); /* until `invalidate` is clear; nothing held */
 
 /* ---- pages (page.c) ---- */

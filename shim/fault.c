@@ -157,6 +157,7 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 	const uintptr_t a = addr & ~(RF_PAGE_SIZE - 1);
 	struct slot_ref slot;
 	struct map_entry e;
+	struct rf_vnode *st;
 	struct vnode *vn;
 	uint64_t page, seen = 0, size, left;
 	uint32_t seq, n;
@@ -167,7 +168,10 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 			return -ENOENT;
 		vn = e.l->vn;
 		page = e.pgoff + ((a - e.start) >> RF_PAGE_SHIFT);
-		size = atomic_load(&atomic_load(&vn->st)->i_size);
+		st = atomic_load(&vn->st);
+		if (!st)
+			return -ENOENT; /* unmapped by another thread just now */
+		size = atomic_load(&st->i_size);
 		if (page >= RF_PAGES(size))
 			return -ENXIO;
 		if (write && !(e.flags & RF_MAP_WRITE))
@@ -190,6 +194,8 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 			return r;
 
 		r = slot_try_masked(c, vn, page, n, &slot);
+		if (r == -ESTALE)
+			continue;
 		if (r) {
 			count(c, RF_R_LOCK_WAIT);
 			slot_wait_lock(vn);

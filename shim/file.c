@@ -15,6 +15,7 @@
  */
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "anchor.h"
 #include "file.h"
@@ -143,18 +144,31 @@ void file_put(struct ctx *c, struct file *f)
 /* ---- opening ---- */
 
 /* Attach, and open what *a found. */
-static int open_vnode(struct ctx *c, const struct anchor *a, int flags, struct vnode **vn)
+static int open_vnode(struct ctx *c, int fd, const struct anchor *a, int flags, struct vnode **vn)
 {
 	struct rf_open o = {
 	    .mode = a->st.st_mode & 07777, .dev = a->st.st_dev, .ino = a->st.st_ino};
 	int acc = flags & O_ACCMODE, r;
+	/*
+	 * Made read-only and open for writing, which a descriptor may be and a name may not: let the
+	 * server see it writable, and say what its mode will be (store/dir.c, `made`).
+	 */
+	const bool made = (flags & O_CREAT) && acc != O_RDONLY && !(a->st.st_mode & 0200) &&
+			  !a->st.st_size && a->st.st_uid == geteuid() && geteuid() != 0;
 
 	o.flags = (acc != O_WRONLY ? RF_OPEN_READ : 0) | (acc != O_RDONLY ? RF_OPEN_WRITE : 0) |
 		  (flags & O_CREAT ? RF_OPEN_CREATE : 0);
 	r = agent_attach(c, true);
 	if (r == -ENOENT) /* of the agent, not of the file */
 		r = -EHOSTDOWN;
-	return r ? r : agent_open(c, &o, a->vol->addr, a->vol->name, a->rel, vn);
+	if (r)
+		return r;
+	if (made)
+		rf_syscall(SYS_fchmod, fd, o.mode | 0200);
+	r = agent_open(c, &o, a->vol->addr, a->vol->name, a->rel, vn);
+	if (made)
+		rf_syscall(SYS_fchmod, fd, o.mode);
+	return r;
 }
 
 int file_adopt(struct ctx *c, int fd, const char *text, int flags)
@@ -167,7 +181,7 @@ int file_adopt(struct ctx *c, int fd, const char *text, int flags)
 	if ((flags & (O_PATH | O_DIRECTORY)) || (flags & O_ACCMODE) == O_ACCMODE ||
 	    (unsigned)fd >= CTX_FDS || !anchor_of_fd(c, fd, text, &a) || file_foreign(c))
 		return 0;
-	r = open_vnode(c, &a, flags, &vn);
+	r = open_vnode(c, fd, &a, flags, &vn);
 	if (r)
 		return r;
 	if ((flags & O_TRUNC) &&
@@ -199,7 +213,7 @@ static int open_pending(struct ctx *c, int fd, struct file *f)
 	now = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 	if (atomic_load(&failed_at) && now - atomic_load(&failed_at) < RETRY_NS)
 		return -EHOSTDOWN;
-	r = anchor_of_fd(c, fd, NULL, &a) ? open_vnode(c, &a, f->flags, &vn) : -ESTALE;
+	r = anchor_of_fd(c, fd, NULL, &a) ? open_vnode(c, fd, &a, f->flags, &vn) : -ESTALE;
 	atomic_store(&failed_at, r ? now : 0);
 	if (r)
 		return r;

@@ -54,6 +54,11 @@ static inline struct file *file_get(struct ctx *c, int fd)
 /* The same without looking for the agent: f->vn may be NULL.  Never an error. */
 struct file *file_ref(struct ctx *c, int fd);
 void file_put(struct ctx *c, struct file *f);
+/* One more on a file that the caller holds. */
+static inline void file_hold(struct file *f)
+{
+	atomic_fetch_add(&f->refs, 1);
+}
 
 static inline bool file_hidden(struct ctx *c, int fd)
 {

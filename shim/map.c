@@ -168,7 +168,7 @@ static void erase(struct ctx *c, uint32_t at)
 
 /* ---- map_local ---- */
 
-static struct map_local *local_take(struct ctx *c, struct vnode *vn, uint64_t pgoff,
+static struct map_local *local_take(struct ctx *c, struct file *f, uint64_t pgoff,
 				    uint64_t npages, bool private, uint32_t *index)
 {
 	size_t bits = (npages + 63) / 64 * 8;
@@ -194,7 +194,9 @@ static struct map_local *local_take(struct ctx *c, struct vnode *vn, uint64_t pg
 				return NULL;
 			l->copied = p;
 		}
-		l->vn = vn;
+		file_hold(f);
+		l->file = f;
+		l->vn = atomic_load(&f->vn);
 		l->pgoff0 = pgoff;
 		l->npages = npages;
 		atomic_store(&l->next_page, UINT64_MAX);
@@ -206,19 +208,19 @@ static struct map_local *local_take(struct ctx *c, struct vnode *vn, uint64_t pg
 	return NULL;
 }
 
-/* Returns the vnode whose reference the caller must put after it has dropped ctx->lock, or NULL. */
-static struct vnode *local_drop(struct map_local *l)
+/* Returns the file that the caller must put after it has dropped ctx->lock, or NULL. */
+static struct file *local_drop(struct map_local *l)
 {
 	if (atomic_fetch_sub(&l->refs, 1) > 1)
 		return NULL;
 	if (l->copied)
 		rf_syscall(SYS_munmap, l->copied, (l->npages + 63) / 64 * 8);
-	return l->vn;
+	return l->file;
 }
 
-/* Vnodes to put when the lock is dropped; one munmap can end many mappings. */
+/* Files to put when the lock is dropped; one munmap can end many mappings. */
 struct puts {
-	struct vnode *vn[64];
+	struct file *f[64];
 	uint32_t n;
 };
 
@@ -255,16 +257,16 @@ static bool cut(struct ctx *c, uintptr_t lo, uintptr_t hi, struct puts *p)
 	split(c, hi);
 	i = lower(c, lo);
 	while (i < atomic_load(&c->proc->nmaps)) {
-		struct vnode *vn;
+		struct file *f;
 
 		entry_load(c, i, &e);
 		if (e.start >= hi)
 			break;
-		if (p->n == sizeof(p->vn) / sizeof(p->vn[0]))
+		if (p->n == sizeof(p->f) / sizeof(p->f[0]))
 			return false;
-		vn = local_drop(e.l);
-		if (vn)
-			p->vn[p->n++] = vn;
+		f = local_drop(e.l);
+		if (f)
+			p->f[p->n++] = f;
 		erase(c, i);
 	}
 	return true;
@@ -273,7 +275,7 @@ static bool cut(struct ctx *c, uintptr_t lo, uintptr_t hi, struct puts *p)
 static void put_all(struct ctx *c, struct puts *p)
 {
 	while (p->n)
-		vnode_put(c, p->vn[--p->n]);
+		file_put(c, p->f[--p->n]);
 }
 
 /* ---- mmap ---- */
@@ -355,13 +357,12 @@ void *map_mmap(struct ctx *c, struct file *f, void *addr, size_t len, int prot, 
 	/* A split needs an entry more, so the last ones are kept back. */
 	if (atomic_load(&c->proc->nmaps) + 2 > RF_MAPS)
 		goto out;
-	e.l = local_take(c, f->vn, e.pgoff, rlen >> RF_PAGE_SHIFT, private, &e.local);
+	e.l = local_take(c, f, e.pgoff, rlen >> RF_PAGE_SHIFT, private, &e.local);
 	if (!e.l)
 		goto out;
-	vnode_ref(f->vn);
 	p = map_raw(c, f->vn, addr, len, flags & ~(MAP_POPULATE | MAP_LOCKED), off);
 	if (sys_err(p)) {
-		puts.vn[puts.n++] = local_drop(e.l);
+		puts.f[puts.n++] = local_drop(e.l);
 		goto out;
 	}
 	e.start = (uintptr_t)p;
@@ -466,11 +467,10 @@ void *map_mremap(struct ctx *c, void *addr, size_t old_len, size_t new_len, int 
 		return (void *)-EINVAL; /* begins outside, reaches inside: the kernel says EFAULT */
 	if (old_len == 0) { /* a second mapping of the same pages */
 		int fl = flags & MREMAP_FIXED ? MAP_SHARED | MAP_FIXED : MAP_SHARED;
-		struct file f = {.flags = e.flags & RF_MAP_WRITE ? O_RDWR : O_RDONLY, .vn = e.l->vn};
 
 		if (!(e.flags & RF_MAP_SHARED) || !(flags & MREMAP_MAYMOVE))
 			return (void *)-EINVAL;
-		return map_mmap(c, &f, to, new_len,
+		return map_mmap(c, e.l->file, to, new_len,
 				MAP_PROT_OF(e.flags), fl,
 				(e.pgoff << RF_PAGE_SHIFT) + (lo - e.start));
 	}
@@ -502,7 +502,7 @@ void *map_mremap(struct ctx *c, void *addr, size_t old_len, size_t new_len, int 
 	p = (void *)-ENOMEM;
 	if (!(e.flags & RF_MAP_SHARED)) {
 		/* The bits of the pages that move go along; a mapping has its own after that. */
-		moved.l = local_take(c, e.l->vn, moved.pgoff, nlen >> RF_PAGE_SHIFT, true, &moved.local);
+		moved.l = local_take(c, e.l->file, moved.pgoff, nlen >> RF_PAGE_SHIFT, true, &moved.local);
 		if (!moved.l)
 			goto out;
 		for (uint64_t k = 0; k < (hi - lo) >> RF_PAGE_SHIFT; k++)
@@ -511,16 +511,14 @@ void *map_mremap(struct ctx *c, void *addr, size_t old_len, size_t new_len, int 
 	} else {
 		atomic_fetch_add(&e.l->refs, 1);
 	}
-	if (!(e.flags & RF_MAP_SHARED))
-		vnode_ref(e.l->vn);
 
 	change_begin(c);
 	strip_quiesce(c);
 	p = (void *)rf_syscall(SYS_mremap, addr, old_len, new_len, flags, to);
 	if (sys_err(p)) {
-		struct vnode *vn = local_drop(moved.l);
-		if (vn)
-			puts.vn[puts.n++] = vn;
+		struct file *f = local_drop(moved.l);
+		if (f)
+			puts.f[puts.n++] = f;
 		change_end(c);
 		goto out;
 	}
@@ -539,9 +537,9 @@ void *map_mremap(struct ctx *c, void *addr, size_t old_len, size_t new_len, int 
 		insert(c, &moved);
 	change_end(c);
 	if (r) { /* moved, but cannot be managed: nobody may read it */
-		struct vnode *vn = local_drop(moved.l);
-		if (vn)
-			puts.vn[puts.n++] = vn;
+		struct file *f = local_drop(moved.l);
+		if (f)
+			puts.f[puts.n++] = f;
 		rf_syscall(SYS_munmap, p, nlen);
 		p = (void *)(long)r;
 	}
@@ -644,7 +642,7 @@ static int flush_piece(struct ctx *c, const struct map_entry *e, uintptr_t lo, u
 	(void)arg;
 	if (!(e->flags & RF_MAP_SHARED))
 		return 0;
-	return agent_flush(c, e->l->vn, first, last - first + 1, RF_FLUSH_DURABLE | RF_FLUSH_ERROR);
+	return file_flush(c, e->l->file, first, last - first + 1, RF_FLUSH_DURABLE | RF_FLUSH_ERROR);
 }
 
 int map_msync(struct ctx *c, void *addr, size_t len, int flags)

@@ -13,7 +13,8 @@ struct file;
 /* One mmap() call's worth; several table entries share it after a split. Pool, type-stable. */
 struct map_local {
 	_Atomic uint32_t refs;
-	struct vnode *vn;
+	struct file *file; /* the open file it was made from: write-back errors are told once */
+	struct vnode *vn;  /* the file's */
 	uint64_t pgoff0, npages; /* what `copied` covers */
 	/*
 	 * MAP_PRIVATE: a bit a page, set before the page is un-protected for its first store.  From

@@ -59,6 +59,11 @@ int slot_try_masked(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t n, 
 		sl = slot_take(c);
 	atomic_store_explicit(&sl->claim, rf_claim(vn->id, page, n), memory_order_relaxed);
 	atomic_thread_fence(memory_order_seq_cst);
+	/* From here on the views stay: the last vnode_put waits for claims (slot_quiesce). */
+	if (!atomic_load(&vn->refs)) {
+		atomic_store_explicit(&sl->claim, 0, memory_order_release);
+		return -ESTALE;
+	}
 	if (atomic_load(&atomic_load(&vn->st)->invalidate)) {
 		atomic_store_explicit(&sl->claim, 0, memory_order_release);
 		return -EAGAIN;
@@ -72,6 +77,18 @@ void slot_leave_masked(struct slot_ref *s)
 	atomic_store_explicit(&s->slot->claim, 0, memory_order_release);
 }
 
+void slot_quiesce(struct ctx *c, uint32_t vnode)
+{
+	struct rf_proc *p = c->proc;
+
+	if (!p)
+		return;
+	atomic_thread_fence(memory_order_seq_cst);
+	for (uint32_t i = 0; i < atomic_load(&p->slots_used); i++)
+		while (rf_claim_vnode(atomic_load(&p->slot[i].claim)) == vnode)
+			rf_syscall(SYS_sched_yield);
+}
+
 void slot_wait_lock(struct vnode *vn)
 {
 	struct rf_vnode *st = atomic_load(&vn->st);
@@ -82,11 +99,16 @@ void slot_wait_lock(struct vnode *vn)
 
 int slot_enter(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t n, struct slot_ref *s)
 {
+	int r;
+
 	for (;;) {
 		s->old = sys_block_all();
-		if (slot_try_masked(c, vn, page, n, s) == 0)
+		r = slot_try_masked(c, vn, page, n, s);
+		if (!r)
 			return 0;
 		sys_setmask(s->old);
+		if (r != -EAGAIN)
+			return r;
 		count(c, RF_R_LOCK_WAIT);
 		slot_wait_lock(vn);
 	}

@@ -251,6 +251,7 @@ void vnode_put(struct ctx *c, struct vnode *vn)
 		sys_unlock(&c->lock, m);
 		return;
 	}
+	slot_quiesce(c, id);
 	vnode_unmap(vn);
 	data_fd = vn->data_fd;
 	state_fd = vn->state_fd;

@@ -201,6 +201,8 @@ static int may(int fd, unsigned want)
 	return syscall(SYS_faccessat2, fd, "", mode, AT_EMPTY_PATH | AT_EACCESS) ? -errno : 0;
 }
 
+static int reopen(struct store_file *file, int flags, bool nowait);
+
 /*
  * Find or make: an O_PATH descriptor.  *made is the descriptor of the creation, or -1.  Looked up
  * first: opening what is there for creation would ask for rights that nobody needs.
@@ -308,6 +310,12 @@ static int dir_lookup(struct store_vol *vol, const struct store_cred *cred, cons
 	if (err)
 		goto out_file;
 	*out = file;
+	/* In an overlay the peer's own open has made the file: read-only when it is done with it. */
+	if (made < 0 && (flags & RF_LK_CREATE) && (flags & RF_LK_WRITE) && !(mode & 0200) &&
+	    st.st_uid == cred->uid && !st.st_size) {
+		made = reopen(file, O_RDWR, nowait);
+		attr->mode = (st.st_mode & S_IFMT) | mode;
+	}
 	if (made >= 0)
 		keep_made(file, cred, made, attr);
 	return 0;
