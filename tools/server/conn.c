@@ -28,6 +28,7 @@
 #include "op.h"
 
 #define OUT_CHUNK (16u * 1024)
+#define HOLD_MS 1
 #define OUT_EAGER (64u * 1024) /* sent at once: the peer works on it while we read the next */
 #define OUT_PAUSE (4u * 1024 * 1024)
 #define OUT_MAX (16u * 1024 * 1024)
@@ -102,7 +103,7 @@ static size_t bound(const struct rf_msg *msg)
 	return n;
 }
 
-void srv_send(struct srv_conn *conn, struct rf_msg *msg, const void *payload, size_t len)
+static void put(struct srv_conn *conn, struct rf_msg *msg, const void *payload, size_t len)
 {
 	struct srv_out *out;
 	size_t need;
@@ -130,7 +131,45 @@ void srv_send(struct srv_conn *conn, struct rf_msg *msg, const void *payload, si
 		memcpy(out->data + out->len, payload, len);
 	out->len += len;
 	conn->out_bytes += (size_t)n + len;
+}
+
+void srv_send(struct srv_conn *conn, struct rf_msg *msg, const void *payload, size_t len)
+{
+	put(conn, msg, payload, len);
 	srv_kick(conn);
+}
+
+static void on_hold(uv_timer_t *timer)
+{
+	struct srv *srv = timer->data;
+	struct srv_conn *conn;
+
+	TAILQ_FOREACH(conn, &srv->conns, link)
+	if (conn->held)
+		srv_kick(conn);
+	srv_flush(srv);
+}
+
+void srv_send_lazy(struct srv_conn *conn, struct rf_msg *msg)
+{
+	struct srv *srv = conn->srv;
+
+	put(conn, msg, NULL, 0);
+	if (conn->dead || conn->ready || conn->held)
+		return;
+	conn->held = true;
+	if (!srv->nheld++)
+		uv_timer_start(&srv->hold, on_hold, HOLD_MS, 0);
+}
+
+/* It is sent, or never will be. */
+static void unhold(struct srv_conn *conn)
+{
+	if (!conn->held)
+		return;
+	conn->held = false;
+	if (!--conn->srv->nheld)
+		uv_timer_stop(&conn->srv->hold);
 }
 
 void srv_error(struct srv_conn *conn, uint32_t xid, int err, const char *what)
@@ -168,6 +207,7 @@ static void conn_write(struct srv_conn *conn)
 	ssize_t n;
 	size_t want;
 
+	unhold(conn);
 	while (!STAILQ_EMPTY(&conn->out)) {
 		mh.msg_iovlen = 0;
 		want = 0;
@@ -338,6 +378,7 @@ void srv_conn_drop(struct srv_conn *conn)
 
 	if (conn->dead)
 		return;
+	unhold(conn);
 	conn->dead = true;
 	TAILQ_REMOVE(&srv->conns, conn, link);
 	srv->nconns--;

@@ -31,7 +31,7 @@ struct srv_conn {
 	size_t pending_bytes;
 	unsigned pending;
 	uint64_t volumes; /* bit set: attached */
-	bool ready, blocked, paused, dead;
+	bool ready, held, blocked, paused, dead;
 	char host[64];
 };
 
@@ -40,6 +40,12 @@ void srv_accept(uv_poll_t *poll, int status, int events);
 void srv_flush(struct srv *srv);
 void srv_kick(struct srv_conn *conn);
 void srv_send(struct srv_conn *conn, struct rf_msg *msg, const void *payload, size_t len);
+/*
+ * The same, but not at once: with whatever is sent to that client next, at most HOLD_MS later.  For
+ * APPLIED while acknowledgements are out: RELEASED mostly follows within microseconds, and the
+ * client need not be woken twice, nor before the holders that everybody waits for.
+ */
+void srv_send_lazy(struct srv_conn *conn, struct rf_msg *msg);
 struct srv_out *srv_out_new(size_t cap);
 void srv_send_out(struct srv_conn *conn, struct srv_out *out);
 void srv_error(struct srv_conn *conn, uint32_t xid, int err, const char *what);

@@ -698,7 +698,9 @@ static void change_applied(struct srv_op *op)
 	free(what.data);
 	srv_file_status(file, op->client, &applied->status);
 	srv_memo_add(op->client, w->request, applied);
-	if (op->conn)
+	if (op->conn && w->left)
+		srv_send_lazy(op->conn, &msg);
+	else if (op->conn)
 		srv_send(op->conn, &msg, NULL, 0);
 	if (durable(&op->msg))
 		sync_for(file, w);

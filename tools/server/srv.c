@@ -101,6 +101,7 @@ static void on_stop(uv_signal_t *sig, int signum)
 	close_handle((uv_handle_t *)&srv->accept);
 	close_handle((uv_handle_t *)&srv->lease);
 	close_handle((uv_handle_t *)&srv->tick);
+	close_handle((uv_handle_t *)&srv->hold);
 	/* A second signal, while a disk hangs, ends the process. */
 	close_handle((uv_handle_t *)&srv->sigterm);
 	close_handle((uv_handle_t *)&srv->sigint);
@@ -226,7 +227,8 @@ static int start(struct srv *srv, const struct srv_config *config)
 	}
 	uv_timer_init(&srv->loop, &srv->lease);
 	uv_timer_init(&srv->loop, &srv->tick);
-	srv->lease.data = srv->tick.data = srv;
+	uv_timer_init(&srv->loop, &srv->hold);
+	srv->lease.data = srv->tick.data = srv->hold.data = srv;
 	start_signal(srv, &srv->sigterm, SIGTERM, on_stop);
 	start_signal(srv, &srv->sigint, SIGINT, on_stop);
 	start_signal(srv, &srv->sighup, SIGHUP, on_hup);

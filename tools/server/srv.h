@@ -64,6 +64,8 @@ struct srv {
 	uv_poll_t accept;
 	uv_signal_t sigterm, sigint, sighup;
 	uv_timer_t lease; /* the next lease that somebody waits for */
+	uv_timer_t hold;  /* while nheld connections have something to send that can wait */
+	unsigned nheld;
 	uv_timer_t tick;  /* housekeeping, while there is anything to keep */
 	struct srv_volume vol[SRV_MAX_VOLUMES];
 	unsigned nvols;
