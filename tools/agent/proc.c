@@ -157,34 +157,30 @@ void ag_proc_garbage(struct ag_proc *p, const char *what)
 	p->suspect = true;
 }
 
+/* One packet a wake-up: what it asks for begins before we look for the next. */
 static void on_conn(void *arg, int events)
 {
 	struct ag_proc *p = arg;
 	struct ag *ag = p->ag;
 	unsigned nfd;
 	int fd[4];
+	ssize_t n = ag_recv(p->conn, ag->packet, RF_REQ_MAX, fd, 4, &nfd);
 
 	(void)events;
-	/* Some at a time, so that one program that floods us leaves room for others. */
-	for (int i = 0; i < 64 && p->conn >= 0; i++) {
-		ssize_t n = ag_recv(p->conn, ag->packet, RF_REQ_MAX, fd, 4, &nfd);
-
-		if (n == -EAGAIN)
-			return;
-		if (n > 0) {
-			ag_req_packet(p, ag->packet, (size_t)n, fd, nfd);
-			continue;
-		}
-		for (unsigned k = 0; k < nfd; k++)
-			close(fd[k]);
-		if (n == -EBADMSG) {
-			ag_proc_garbage(p, "sent a packet that is too large");
-			return;
-		}
-		conn_close(p);
-		suspect(p);
+	if (n == -EAGAIN)
+		return;
+	if (n > 0) {
+		ag_req_packet(p, ag->packet, (size_t)n, fd, nfd);
 		return;
 	}
+	for (unsigned k = 0; k < nfd; k++)
+		close(fd[k]);
+	if (n == -EBADMSG) {
+		ag_proc_garbage(p, "sent a packet that is too large");
+		return;
+	}
+	conn_close(p);
+	suspect(p);
 }
 
 static void on_strip(void *arg, int events)

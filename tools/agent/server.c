@@ -541,29 +541,28 @@ void ag_frame_step(struct ag_task *t)
 	ag_vn_kick(vn);
 }
 
+/* One read a wake-up: who waits for what it brought goes on before we look for more. */
 static void on_readable(struct ag_server *srv)
 {
-	for (int i = 0; i < 64 && !srv->broken; i++) {
-		ssize_t n, r = rf_rx_read(&srv->rx, srv->fd);
-		void *frame;
+	ssize_t n, r = rf_rx_read(&srv->rx, srv->fd);
+	void *frame;
 
-		if (r == -EAGAIN)
-			return;
-		if (r <= 0) {
-			if (r == -EPROTO)
-				ag_server_garbage(srv, "what is no frame");
-			else
-				broken(srv, r ? (int)r : -ECONNRESET,
-				       r ? strerror((int)-r) : "the server closed the connection");
+	if (r == -EAGAIN)
+		return;
+	if (r <= 0) {
+		if (r == -EPROTO)
+			ag_server_garbage(srv, "what is no frame");
+		else
+			broken(srv, r ? (int)r : -ECONNRESET,
+			       r ? strerror((int)-r) : "the server closed the connection");
+		return;
+	}
+	while (!srv->broken && (n = rf_rx_next(&srv->rx, &frame)) != 0) {
+		if (n < 0) {
+			ag_server_garbage(srv, "what is no frame");
 			return;
 		}
-		while (!srv->broken && (n = rf_rx_next(&srv->rx, &frame)) != 0) {
-			if (n < 0) {
-				ag_server_garbage(srv, "what is no frame");
-				return;
-			}
-			dispatch(srv, frame, (size_t)n, false, false);
-		}
+		dispatch(srv, frame, (size_t)n, false, false);
 	}
 }
 
