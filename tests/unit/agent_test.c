@@ -1,0 +1,534 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * agent_test.c - the parts of refault-agent that need no program and no server: options, runtime
+ * directory, page words, diff, merge, the guard, the status table, the supervisor's table.
+ */
+#include <criterion/criterion.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "tools/agent/conf.h"
+#include "tools/agent/keep.h"
+#include "tools/agent/pages.h"
+#include "tools/agent/super.h"
+
+/* ---- options ---- */
+
+static int parse(struct ag_conf *conf, char *err, size_t len, const char *a, const char *b)
+{
+	char *argv[4] = {(char *)(uintptr_t) "refault-agent", (char *)(uintptr_t)a,
+			 (char *)(uintptr_t)b, NULL};
+
+	return ag_conf_parse(conf, a ? b ? 3 : 2 : 1, argv, err, len);
+}
+
+Test(agent_conf, defaults)
+{
+	struct ag_conf conf;
+	char err[256];
+
+	unsetenv("REFAULT_TIMEOUT");
+	cr_assert_eq(parse(&conf, err, sizeof(err), NULL, NULL), 0);
+	cr_assert_eq(conf.idle_ns, 60 * AG_SEC);
+	cr_assert_eq(conf.dirty_ns, AG_SEC);
+	cr_assert_eq(conf.timeout_ns, 30 * AG_SEC);
+	cr_assert_geq(conf.cache_bytes, 1u << 20);
+	cr_assert(!conf.daemon && !conf.verbose);
+}
+
+Test(agent_conf, options)
+{
+	struct ag_conf conf;
+	char err[256];
+
+	cr_assert_eq(parse(&conf, err, sizeof(err), "--idle", "5"), 0);
+	cr_assert_eq(conf.idle_ns, 5 * AG_SEC);
+	cr_assert_eq(parse(&conf, err, sizeof(err), "--dirty-expire=20", "--daemon"), 0);
+	cr_assert_eq(conf.dirty_ns, 20 * AG_MS);
+	cr_assert(conf.daemon);
+	cr_assert_eq(parse(&conf, err, sizeof(err), "--cache-bytes", "64M"), 0);
+	cr_assert_eq(conf.cache_bytes, 64u << 20);
+	setenv("REFAULT_TIMEOUT", "3", 1);
+	cr_assert_eq(parse(&conf, err, sizeof(err), NULL, NULL), 0);
+	cr_assert_eq(conf.timeout_ns, 3 * AG_SEC);
+}
+
+Test(agent_conf, refusals_name_the_option)
+{
+	static const char *const bad[][2] = {
+	    {"--idle", "x"},         {"--idle", "-1"},
+	    {"--dirty-expire", "0"}, {"--cache-bytes", "1"},
+	    {"--cache-bytes", "9Q"}, {"--cache-bytes=99999999999T", NULL},
+	    {"--nonsense", NULL},    {"--idle", NULL},
+	    {"extra", NULL},         {"--idle=18446744073709551615", NULL},
+	};
+	struct ag_conf conf;
+
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		char err[256] = "", word[32];
+
+		cr_assert_eq(parse(&conf, err, sizeof(err), bad[i][0], bad[i][1]), -EINVAL, "%s %s",
+			     bad[i][0], bad[i][1] ? bad[i][1] : "");
+		snprintf(word, sizeof(word), "%.*s", (int)strcspn(bad[i][0], "="), bad[i][0]);
+		cr_assert(strstr(err, word), "'%s' does not name %s", err, word);
+	}
+	setenv("REFAULT_TIMEOUT", "soon", 1);
+	char err[256] = "";
+	cr_assert_eq(parse(&conf, err, sizeof(err), NULL, NULL), -EINVAL);
+	cr_assert(strstr(err, "REFAULT_TIMEOUT"));
+}
+
+Test(agent_conf, bytes)
+{
+	uint64_t n;
+
+	cr_assert(ag_conf_bytes("4096", &n) == 0 && n == 4096);
+	cr_assert(ag_conf_bytes("3k", &n) == 0 && n == 3072);
+	cr_assert(ag_conf_bytes("2T", &n) == 0 && n == (uint64_t)2 << 40);
+	cr_assert_eq(ag_conf_bytes("", &n), -EINVAL);
+	cr_assert_eq(ag_conf_bytes("-1", &n), -EINVAL);
+	cr_assert_eq(ag_conf_bytes("1MB", &n), -EINVAL);
+	cr_assert_eq(ag_conf_bytes("99999999999T", &n), -EINVAL);
+}
+
+Test(agent_conf, runtime_directory)
+{
+	char base[] = "/tmp/refault-unit.XXXXXX", path[64], err[256];
+	struct ag_conf conf;
+	struct stat st;
+
+	cr_assert(mkdtemp(base));
+	snprintf(path, sizeof(path), "%s/rt", base);
+	setenv("REFAULT_RUNTIME_DIR", path, 1);
+	cr_assert_eq(ag_conf_runtime(&conf, err, sizeof(err)), 0, "%s", err);
+	cr_assert_eq(stat(path, &st), 0);
+	cr_assert_eq(st.st_mode & 0777, 0700);
+	cr_assert_str_eq(conf.dir, path);
+	cr_assert_eq(ag_conf_runtime(&conf, err, sizeof(err)), 0, "a second time");
+
+	chmod(path, 0750);
+	cr_assert_eq(ag_conf_runtime(&conf, err, sizeof(err)), -EPERM);
+	cr_assert(strstr(err, "0700"));
+	rmdir(path);
+	cr_assert_eq(symlink("/tmp", path), 0);
+	cr_assert_lt(ag_conf_runtime(&conf, err, sizeof(err)), 0);
+	cr_assert(strstr(err, "symbolic link"), "%s", err);
+	unlink(path);
+	setenv("REFAULT_RUNTIME_DIR", "relative", 1);
+	cr_assert_eq(ag_conf_runtime(&conf, err, sizeof(err)), -EINVAL);
+	memset(path, 'x', sizeof(path) - 1);
+	path[0] = '/';
+	char longer[256];
+	snprintf(longer, sizeof(longer), "/%0200d", 1);
+	setenv("REFAULT_RUNTIME_DIR", longer, 1);
+	cr_assert_eq(ag_conf_runtime(&conf, err, sizeof(err)), -ENAMETOOLONG);
+	rmdir(base);
+}
+
+/* ---- page words ---- */
+
+static uint64_t dirty_word(uint32_t gen, uint32_t twin)
+{
+	return (uint64_t)gen << RF_W_GEN_SHIFT | (uint64_t)twin << RF_W_TWIN_SHIFT | RF_PG_DIRTY;
+}
+
+Test(agent_words, transitions)
+{
+	uint64_t w = dirty_word(7, 33);
+	rf_word word = w;
+
+	cr_assert(ag_w_twinned(w));
+	cr_assert(ag_word_move(&word, w, rf_w_to(w, RF_PG_WRITEBACK)));
+	cr_assert_eq(rf_w_twin(word), 33u, "a page in flight keeps its twin");
+	cr_assert(ag_w_twinned(word));
+	cr_assert(!ag_word_move(&word, w, rf_w_clean(w, RF_PG_UPTODATE, 0)),
+		  "only from what it is");
+	cr_assert(ag_word_move(&word, word, rf_w_clean(word, RF_PG_UPTODATE, 0)));
+	cr_assert_eq(rf_w_gen(word), 7u, "its own stores are no new generation");
+	cr_assert_eq(rf_w_twin(word), 0u);
+	cr_assert(ag_word_move(&word, word, rf_w_clean(word, RF_PG_WRITEBACK, 1)));
+	cr_assert_eq(rf_w_gen(word), 8u);
+	cr_assert(!ag_w_twinned(word), "a clean page in transition has no twin");
+	cr_assert(ag_word_move(&word, word, rf_w_clean(word, RF_PG_EMPTY, 0)));
+	cr_assert(!rf_w_cached(word));
+}
+
+Test(agent_words, sync_bit_and_generation_wrap)
+{
+	uint64_t w = dirty_word(UINT32_MAX, 5) | RF_W_SYNC;
+
+	w = rf_w_clean(w, RF_PG_EMPTY, 1);
+	cr_assert(w & RF_W_SYNC);
+	cr_assert_eq(rf_w_gen(w), 0u);
+	cr_assert_eq(rf_w_twin(w), 0u);
+}
+
+/* ---- diff ---- */
+
+static _Alignas(4096) unsigned char page[4096], twin[4096], snap[4096], theirs[4096];
+static _Atomic uint8_t mark[RF_MARK_SIZE];
+static rf_range range[4096];
+static unsigned char data[65536];
+static struct ag_change change;
+
+static void setup(void)
+{
+	for (unsigned i = 0; i < 4096; i++)
+		page[i] = twin[i] = snap[i] = theirs[i] = (unsigned char)(i * 7);
+	memset((void *)mark, 0, sizeof(mark));
+	change =
+	    (struct ag_change){.range = range, .cap = 4096, .data = data, .size = sizeof(data)};
+}
+
+Test(agent_diff, nothing, .init = setup)
+{
+	cr_assert_eq(ag_diff(&change, page, twin, NULL, 0, 4096), 0);
+	cr_assert_eq(change.n, 0u);
+}
+
+Test(agent_diff, bytes_not_words, .init = setup)
+{
+	page[0] ^= 1;
+	page[9] ^= 1;
+	page[10] ^= 1;
+	page[4095] ^= 1;
+	cr_assert_eq(ag_diff(&change, page, twin, NULL, 8192, 4096), 4);
+	cr_assert_eq(change.n, 3u);
+	cr_assert(range[0].off == 8192 && range[0].len == 1);
+	cr_assert(range[1].off == 8201 && range[1].len == 2);
+	cr_assert(range[2].off == 8192 + 4095 && range[2].len == 1);
+	cr_assert(data[0] == page[0] && data[1] == page[9] && data[2] == page[10] &&
+		  data[3] == page[4095]);
+}
+
+Test(agent_diff, runs_join_over_pages, .init = setup)
+{
+	page[4095] ^= 1;
+	cr_assert_eq(ag_diff(&change, page, twin, NULL, 0, 4096), 1);
+	page[4095] ^= 1;
+	page[0] ^= 1;
+	cr_assert_eq(ag_diff(&change, page, twin, NULL, 4096, 4096), 1);
+	cr_assert_eq(change.n, 1u);
+	cr_assert(range[0].off == 4095 && range[0].len == 2);
+}
+
+Test(agent_diff, not_past_the_end_of_the_file, .init = setup)
+{
+	for (unsigned i = 0; i < 4096; i++)
+		page[i] ^= 0xff;
+	cr_assert_eq(ag_diff(&change, page, twin, NULL, 0, 13), 13);
+	cr_assert(change.n == 1 && range[0].len == 13);
+	cr_assert_eq(ag_diff(&change, page, twin, NULL, 4096, 0), 0);
+}
+
+Test(agent_diff, full_changes_nothing, .init = setup)
+{
+	page[1] ^= 1;
+	cr_assert_eq(ag_diff(&change, page, twin, NULL, 0, 4096), 1);
+	for (unsigned i = 0; i < 4096; i += 2)
+		page[i] ^= 0xff;
+	change.cap = 100;
+	/* The first byte joins the run that is there; that is taken back, too. */
+	range[0] = (rf_range){4095, 1};
+	cr_assert_eq(ag_diff(&change, page, twin, NULL, 4096, 4096), -ENOSPC);
+	cr_assert(change.n == 1 && change.len == 1 && range[0].len == 1);
+	change.cap = 4096;
+	change.size = 10;
+	cr_assert_eq(ag_diff(&change, page, twin, NULL, 4096, 4096), -ENOSPC);
+	cr_assert(change.n == 1 && change.len == 1 && range[0].len == 1);
+}
+
+Test(agent_diff, marked_bytes_count_though_equal, .init = setup)
+{
+	mark[1] = 0x81; /* bytes 8 and 15 */
+	cr_assert_eq(ag_diff(&change, page, twin, mark, 0, 4096), 2);
+	cr_assert(change.n == 2 && range[0].off == 8 && range[1].off == 15);
+	cr_assert(data[0] == page[8] && data[1] == page[15]);
+}
+
+Test(agent_diff, without_a_twin_all_counts, .init = setup)
+{
+	cr_assert_eq(ag_diff_all(&change, page, 4096, 100), 100);
+	cr_assert_eq(ag_diff_all(&change, page, 4196, 50), 50);
+	cr_assert(change.n == 1 && range[0].len == 150);
+	change.size = 160;
+	cr_assert_eq(ag_diff_all(&change, page, 9000, 50), -ENOSPC);
+}
+
+/* ---- merge ---- */
+
+Test(agent_merge, theirs_where_mine_is_not, .init = setup)
+{
+	page[3] = 0xaa; /* mine */
+	page[100] = 0xbb;
+	for (unsigned i = 0; i < 50; i++)
+		theirs[i] = (unsigned char)~twin[i];
+	ag_merge(page, twin, NULL, NULL, theirs, 0, 4096);
+	for (unsigned i = 0; i < 50; i++) {
+		cr_assert_eq(twin[i], theirs[i], "the twin is theirs everywhere");
+		if (i != 3)
+			cr_assert_eq(page[i], theirs[i], "byte %u", i);
+	}
+	cr_assert_eq(page[3], 0xaa);
+	cr_assert_eq(page[100], 0xbb);
+	cr_assert_eq(ag_diff(&change, page, twin, NULL, 0, 4096), 2, "mine is still to be sent");
+}
+
+Test(agent_merge, only_the_range, .init = setup)
+{
+	unsigned char b[3] = {1, 2, 3};
+
+	ag_merge(page, twin, NULL, NULL, b, 6, 9); /* over a word's edge */
+	cr_assert(page[5] == (unsigned char)(5 * 7) && page[9] == (unsigned char)(9 * 7));
+	cr_assert(page[6] == 1 && page[7] == 2 && page[8] == 3);
+	cr_assert(twin[6] == 1 && twin[8] == 3 && twin[9] == (unsigned char)(9 * 7));
+}
+
+Test(agent_merge, marked_is_mine, .init = setup)
+{
+	mark[0] = 1 << 4;
+	theirs[4] ^= 0xff;
+	theirs[5] ^= 0xff;
+	ag_merge(page, twin, mark, NULL, theirs, 0, 4096);
+	cr_assert_eq(page[4], (unsigned char)(4 * 7));
+	cr_assert_eq(page[5], theirs[5]);
+}
+
+Test(agent_merge, in_flight_is_left_alone, .init = setup)
+{
+	unsigned char was = twin[8];
+
+	snap[8] = 0x55; /* sent */
+	page[8] = was;  /* and then stored back */
+	theirs[8] = 0x77;
+	theirs[9] = 0x78;
+	ag_merge(page, twin, NULL, snap, theirs, 0, 4096);
+	cr_assert_eq(page[8], was);
+	cr_assert_eq(twin[8], was);
+	cr_assert_eq(snap[8], 0x55);
+	cr_assert(page[9] == 0x78 && twin[9] == 0x78 && snap[9] == 0x78);
+}
+
+Test(agent_merge, store_and_zero_keep_to_their_bytes, .init = setup)
+{
+	ag_store(page, "abcdefghijk", 3, 14);
+	cr_assert_eq(memcmp(page + 3, "abcdefghijk", 11), 0);
+	cr_assert(page[2] == 14 && page[14] == 98);
+	ag_zero(page, 4090, 4096);
+	ag_zero(page, 16, 17);
+	cr_assert(page[4089] == twin[4089] && !page[4090] && !page[4095]);
+	cr_assert(page[15] == twin[15] && !page[16] && page[17] == twin[17]);
+	ag_zero(page, 20, 20);
+	cr_assert_eq(page[20], twin[20]);
+}
+
+/* ---- the guard ---- */
+
+static void touch(void *p)
+{
+	*(volatile char *)p = 1;
+}
+
+Test(agent_guard, a_page_that_is_not_there)
+{
+	int fd = memfd_create("unit", MFD_CLOEXEC);
+	char *p;
+
+	cr_assert_eq(ftruncate(fd, 4096), 0);
+	p = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	cr_assert_neq(p, MAP_FAILED);
+	cr_assert_eq(ag_guard_install(), 0);
+	cr_assert_eq(ag_guard(touch, p), 0);
+	for (int i = 0; i < 3; i++)
+		cr_assert_eq(ag_guard(touch, p + 4096), -EFAULT, "time %d", i);
+	cr_assert_eq(ag_guard(touch, p), 0);
+}
+
+/* ---- the status table ---- */
+
+static struct rf_host *host_new(void)
+{
+	struct rf_host *h = mmap(NULL, sizeof(*h), PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	cr_assert_neq(h, MAP_FAILED);
+	return h;
+}
+
+/* As the library looks it up. */
+static struct rf_stat_entry *lookup(struct rf_host *h, uint64_t dev, uint64_t ino)
+{
+	uint32_t at = rf_stat_hash(dev, ino);
+
+	for (;; at = (at + 1) & (RF_STAT_BUCKETS - 1)) {
+		struct rf_stat_entry *e = &h->stat[at];
+
+		if (!e->vnode)
+			return NULL;
+		if (e->vnode != RF_STAT_TOMB && e->dev == dev && e->ino == ino)
+			return e;
+	}
+}
+
+Test(agent_stat, written_found_dropped)
+{
+	struct rf_host *h = host_new();
+	struct ag_stat st = {123, 8, -5, 77};
+	uint32_t i = ag_stat_find(h, 1, 2, 10);
+
+	cr_assert_eq(ag_stat_find(h, 1, 2, 10), i, "the same entry again");
+	ag_stat_write(h, i, 10, &st);
+	struct rf_stat_entry *e = lookup(h, 1, 2);
+	cr_assert(e && e->vnode == 10 && e->size == 123 && e->mtime == -5 && !(e->seq & 1));
+	ag_stat_drop(h, i, 11);
+	cr_assert(lookup(h, 1, 2), "only its vnode drops it");
+	ag_stat_drop(h, i, 10);
+	cr_assert_null(lookup(h, 1, 2));
+	cr_assert_eq(h->stat[i].vnode, 0u, "a tomb that nothing follows is no tomb");
+}
+
+Test(agent_stat, collisions_and_tombs)
+{
+	struct rf_host *h = host_new();
+	uint64_t ino[4], n = 0;
+	uint32_t i[4], at = rf_stat_hash(1, 1);
+
+	for (uint64_t k = 1; n < 4; k++)
+		if (rf_stat_hash(1, k) == at)
+			ino[n++] = k;
+	for (unsigned k = 0; k < 4; k++)
+		i[k] = ag_stat_find(h, 1, ino[k], k + 1);
+	ag_stat_drop(h, i[1], 2);
+	cr_assert(lookup(h, 1, ino[2]), "a tomb does not end the search");
+	cr_assert_eq(ag_stat_find(h, 1, ino[3], 4), i[3],
+		     "an entry behind a tomb is not made twice");
+	cr_assert_eq(ag_stat_find(h, 1, ino[1], 9), i[1], "a tomb is used again");
+	cr_assert_eq(ag_stat_find(h, 1, ino[1], 12), i[1], "another file took the name");
+	cr_assert_eq(lookup(h, 1, ino[1])->vnode, 12u);
+	for (int k = 3; k >= 0; k--)
+		ag_stat_drop(h, i[k], k == 1 ? 12 : (uint32_t)k + 1);
+	for (unsigned k = 0; k < 4; k++)
+		cr_assert_eq(h->stat[i[k]].vnode, 0u);
+}
+
+/* ---- the supervisor's table ---- */
+
+Test(agent_keep, put_replace_delete)
+{
+	struct ag_keeptab *tab = malloc(sizeof(*tab));
+	int sp[2], fd[2];
+	struct ag_keep *k;
+	struct stat a, b;
+
+	ag_keeptab_init(tab);
+	cr_assert_eq(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sp), 0);
+	fd[0] = open("/dev/null", O_RDONLY);
+	fd[1] = open("/dev/zero", O_RDONLY);
+	cr_assert_eq(ag_keep_put(sp[0], AG_KEEP_VNODE, 7, fd, 2, "meta", 4), 0);
+	cr_assert_eq(ag_keep_put(sp[0], AG_KEEP_USE, 7, NULL, 0, "x", 1), 0);
+	fstat(fd[1], &a);
+	close(fd[0]);
+	close(fd[1]);
+	cr_assert_eq(ag_keep_receive(sp[1], tab), 1);
+	cr_assert_eq(ag_keep_receive(sp[1], tab), 1);
+	cr_assert_eq(ag_keep_receive(sp[1], tab), -EAGAIN);
+	k = ag_keep_find(tab, AG_KEEP_VNODE, 7);
+	cr_assert(k && k->nfd == 2 && k->len == 4 && !memcmp(k->meta, "meta", 4));
+	cr_assert(fstat(k->fd[1], &b) == 0 && a.st_rdev == b.st_rdev, "the descriptors came along");
+	cr_assert_eq(ag_keep_find(tab, AG_KEEP_USE, 7)->nfd, 0u, "kinds do not mix");
+
+	/* New words, old descriptors. */
+	cr_assert_eq(ag_keep_put(sp[0], AG_KEEP_VNODE, 7, NULL, 0, "other", 5), 0);
+	cr_assert_eq(ag_keep_receive(sp[1], tab), 1);
+	cr_assert(k == ag_keep_find(tab, AG_KEEP_VNODE, 7) && k->len == 5 && k->nfd == 2);
+
+	cr_assert_eq(ag_keep_del(sp[0], AG_KEEP_VNODE, 7), 0);
+	cr_assert_eq(ag_keep_del(sp[0], AG_KEEP_VNODE, 8), 0, "what is not there");
+	int was = k->fd[0];
+	cr_assert_eq(ag_keep_receive(sp[1], tab), 1);
+	cr_assert_eq(ag_keep_receive(sp[1], tab), 1);
+	cr_assert_null(ag_keep_find(tab, AG_KEEP_VNODE, 7));
+	cr_assert_eq(fcntl(was, F_GETFD), -1, "closed");
+	close(sp[0]);
+	cr_assert_eq(ag_keep_receive(sp[1], tab), 0, "end of file");
+}
+
+Test(agent_keep, nonsense_is_refused)
+{
+	struct ag_keeptab *tab = malloc(sizeof(*tab));
+	int sp[2];
+
+	ag_keeptab_init(tab);
+	cr_assert_eq(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sp), 0);
+	cr_assert_eq(send(sp[0], "short", 5, 0), 5);
+	cr_assert_eq(ag_keep_receive(sp[1], tab), -EPROTO);
+	cr_assert_eq(ag_keep_put(sp[0], AG_KEEP_VNODE, 1, NULL, 0, NULL, AG_KEEP_META + 1),
+		     -EMSGSIZE);
+	cr_assert_eq(ag_keep_put(-1, AG_KEEP_VNODE, 1, NULL, 0, NULL, 0), -ENOTCONN);
+}
+
+/* ---- the supervisor ---- */
+
+static int *lives;
+
+static int dies_twice(struct ag_start *s)
+{
+	int fd;
+
+	++*lives;
+	if (s->life == 1) {
+		fd = open("/dev/null", O_RDONLY);
+		ag_keep_put(s->keep, AG_KEEP_HOST, 0, &fd, 1, "kept", 4);
+		raise(SIGKILL);
+	}
+	if (s->life == 2) {
+		struct ag_keep *k = ag_keep_find(s->tab, AG_KEEP_HOST, 0);
+		if (k && k->nfd == 1 && !memcmp(k->meta, "kept", 4) &&
+		    fcntl(k->fd[0], F_GETFD) >= 0)
+			*lives += 100;
+		return 1;
+	}
+	return 0;
+}
+
+static int always_dies(struct ag_start *s)
+{
+	(void)s;
+	++*lives;
+	return 1;
+}
+
+static void supervised(void)
+{
+	lives = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (!freopen("/dev/null", "w", stderr))
+		abort();
+}
+
+Test(agent_super, what_was_kept_is_handed_on, .init = supervised)
+{
+	static struct ag_keeptab tab;
+	struct ag_conf conf = {0};
+
+	ag_keeptab_init(&tab);
+	cr_assert_eq(ag_supervise(&conf, &tab, dies_twice), 0);
+	cr_assert_eq(*lives, 103);
+}
+
+Test(agent_super, gives_up_after_five_crashes, .init = supervised)
+{
+	static struct ag_keeptab tab;
+	struct ag_conf conf = {0};
+
+	ag_keeptab_init(&tab);
+	cr_assert_neq(ag_supervise(&conf, &tab, always_dies), 0);
+	cr_assert_eq(*lives, 5);
+}
