@@ -37,7 +37,8 @@ static int send_packet(int sock, const struct rf_req *req, const void *var, size
 		char buf[CMSG_SPACE(4 * sizeof(int))];
 		struct cmsghdr align;
 	} u;
-	struct iovec iov[2] = {{(void *)(uintptr_t)req, sizeof(*req)}, {(void *)(uintptr_t)var, len}};
+	struct iovec iov[2] = {{(void *)(uintptr_t)req, sizeof(*req)},
+			       {(void *)(uintptr_t)var, len}};
 	struct msghdr m = {.msg_iov = iov, .msg_iovlen = len ? 2 : 1};
 	long r;
 
@@ -209,7 +210,8 @@ static int spawn_exec(void *arg)
 static int spawn_wait(void *arg)
 {
 	struct spawn *s = arg;
-	uint64_t dfl[4] = {0}; /* the kernel's struct sigaction; were it SIG_IGN, wait4 would fail */
+	uint64_t dfl[4] = {
+	    0}; /* the kernel's struct sigaction; were it SIG_IGN, wait4 would fail */
 	int status = 0, pid;
 	long r;
 
@@ -222,8 +224,8 @@ static int spawn_wait(void *arg)
 
 /*
  * Run `refault-agent --daemon` and wait until it says that it listens.  By a helper without an exit
- * signal, so that the program gets no SIGCHLD and its own wait() calls see nobody; two, because exec
- * gives the one that does it SIGCHLD as its exit signal again.
+ * signal, so that the program gets no SIGCHLD and its own wait() calls see nobody; two, because
+ * exec gives the one that does it SIGCHLD as its exit signal again.
  */
 static int start_agent(void)
 {
@@ -236,7 +238,8 @@ static int start_agent(void)
 	long r;
 
 	if (!find_agent(path, sizeof(path))) {
-		log_line("refault-agent not found beside the library nor in /usr/bin; set REFAULT_AGENT");
+		log_line("refault-agent not found beside the library nor in /usr/bin; set "
+			 "REFAULT_AGENT");
 		return -ENOENT;
 	}
 	while (environ && environ[n])
@@ -259,7 +262,9 @@ static int start_agent(void)
 		do
 			r = rf_syscall(SYS_wait4, pid, &status, __WCLONE, 0);
 		while (r == -EINTR);
-		r = r != pid ? -ECHILD : WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : -EHOSTDOWN;
+		r = r != pid                                        ? -ECHILD
+		    : WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0
+								    : -EHOSTDOWN;
 		if (r)
 			log_line("%s --daemon failed (status %d); its own message says why", path,
 				 status);
@@ -325,8 +330,9 @@ static int uffd_open(uint64_t feature)
 	}
 	r = (int)rf_syscall(SYS_ioctl, fd, UFFDIO_API, &api);
 	if (r) {
-		log_line("this kernel's userfaultfd cannot write-protect shared memory; Linux 6.1 or "
-			 "later is needed");
+		log_line(
+		    "this kernel's userfaultfd cannot write-protect shared memory; Linux 6.1 or "
+		    "later is needed");
 		rf_syscall(SYS_close, fd);
 		return -EOPNOTSUPP;
 	}
@@ -407,8 +413,8 @@ static int handshake(struct ctx *c, int sock)
 	twins = map_fd(fds[2], PROT_READ | PROT_WRITE);
 	if (!proc || !host || !twins || proc->magic != RF_MAGIC_PROC ||
 	    proc->version != RF_STATE_VERSION || host->magic != RF_MAGIC_HOST ||
-	    twins->magic != RF_MAGIC_TWINS || twins->n == 0 ||
-	    rf_syscall(SYS_fstat, fds[2], &st) || rf_twins_size(twins->n) > (uint64_t)st.st_size) {
+	    twins->magic != RF_MAGIC_TWINS || twins->n == 0 || rf_syscall(SYS_fstat, fds[2], &st) ||
+	    rf_twins_size(twins->n) > (uint64_t)st.st_size) {
 		log_line("refault-agent and this library do not fit together (version %u); restart "
 			 "the agent with `refault stop`",
 			 rep.version);
@@ -417,6 +423,7 @@ static int handshake(struct ctx *c, int sock)
 	c->proc = proc;
 	c->host = host;
 	c->twins = twins;
+	c->ntwins = twins->n;
 	r = 0;
 out:
 	for (int i = 0; i < 3; i++)
@@ -446,21 +453,26 @@ int agent_attach(struct ctx *c, bool start)
 		if (!c->clock)
 			c->clock = clock_gettime;
 	}
-	sock = reach_agent(start);
-	r = sock;
-	if (sock < 0) {
-		if (start)
-			log_line("cannot reach refault-agent: errno %d (%s)", -r, strerrordesc_np(-r));
-		goto out;
-	}
-	r = c->uffd >= 0 ? 0 : uffd_renew(c);
-	if (!r)
-		r = handshake(c, sock);
-	if (!r)
-		r = fault_install(c);
-	if (r) {
+	/* An agent that is killed in the middle is replaced by its supervisor: ask the next one. */
+	for (int tries = 0;; tries++) {
+		sock = reach_agent(start);
+		r = sock;
+		if (sock < 0) {
+			if (start)
+				log_line("cannot reach refault-agent: errno %d (%s)", -r,
+					 strerrordesc_np(-r));
+			goto out;
+		}
+		r = c->uffd >= 0 ? 0 : uffd_renew(c);
+		if (!r)
+			r = handshake(c, sock);
+		if (!r)
+			r = fault_install(c);
+		if (!r)
+			break;
 		rf_syscall(SYS_close, sock);
-		goto out;
+		if ((r != -EHOSTDOWN && r != -ECONNRESET && r != -EPIPE) || tries == 5)
+			goto out;
 	}
 	c->sock = fd_hide(c, sock);
 	fork_init(c);
@@ -539,7 +551,8 @@ again:
 		uint32_t s = atomic_load_explicit(&cell->state, memory_order_acquire);
 
 		if (atomic_load(&cell->seq) != seq) {
-			/* taken over by another thread after a thousand rounds without a free cell */
+			/* taken over by another thread after a thousand rounds without a free cell
+			 */
 			cell = cell_take(c, &req.cell);
 			sys_setmask(old);
 			goto again;
@@ -615,9 +628,11 @@ int agent_open(struct ctx *c, const struct rf_open *o, const char *addr, const c
 	memcpy(var + n, path, pl);
 	n += pl;
 	count(c, RF_R_REQUEST);
-	/* The agent may restart between request and answer: its end is then closed; ask once more. */
+	/* The agent may restart between request and answer: its end is then closed; ask once more.
+	 */
 	for (int tries = 0;; tries++) {
-		r = (int)rf_syscall(SYS_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair);
+		r = (int)rf_syscall(SYS_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0,
+				    pair);
 		if (r)
 			return r;
 		r = send_packet(c->sock, &req, var, n, &pair[1], 1);

@@ -101,9 +101,12 @@ void map_populate(struct ctx *c, const void *p, size_t n, bool write);
 
 /* ---- faults (fault.c), stripper (strip.c), fork (fork.c), log (log.c) ---- */
 
-int fault_install(struct ctx *c);  /* SIGBUS handler or the handler thread; once */
-void fork_init(struct ctx *c);	   /* atfork handlers */
+int fault_install(struct ctx *c);         /* SIGBUS handler or the handler thread; once */
+void fork_init(struct ctx *c);            /* atfork handlers */
 int strip_start(struct ctx *c, int sock); /* the helper; takes the socket */
+void strip_quiesce(
+    struct ctx *c); /* it is not in the middle of what it read from the table before */
+void strip_forget(struct ctx *c); /* in a fork child: it was the parent's */
 
 /* One line on stderr, "refault: ...", built without stdio; %s %d %u %x %l (uint64_t) only.
  * Async-signal-safe; keeps errno. */

@@ -268,7 +268,7 @@ struct ctx *ctx_make(void)
 			rf_syscall(SYS_futex, &maker, FUTEX_WAIT_PRIVATE, who, 0, 0, 0);
 		return c;
 	}
-	c->sock = c->uffd = c->uffd_alias = c->hup = -1;
+	c->sock = c->uffd = c->uffd_alias = c->hup = c->poke = -1;
 	atomic_store(&c->map_lo, UINTPTR_MAX);
 	real_resolve(&c->real);
 	find_volumes(c);

@@ -21,8 +21,8 @@
 #include "sys.h"
 
 #define CTX_VOLUMES 32
-#define CTX_FDS (1u << 20)	/* descriptors that can be managed */
-#define CTX_FD_BASE 512		/* internal descriptors are at or above the soft limit or this */
+#define CTX_FDS (1u << 20) /* descriptors that can be managed */
+#define CTX_FD_BASE 512    /* internal descriptors are at or above the soft limit or this */
 
 struct file;
 struct vnode;
@@ -36,13 +36,14 @@ struct volume {
 	size_t conf_len;
 	const char *addr; /* "unix:/run/x.sock" */
 	const char *name; /* export */
-	const struct place *_Atomic place; /* where that path leads; NULL: nowhere, or not looked yet */
+	const struct place
+	    *_Atomic place; /* where that path leads; NULL: nowhere, or not looked yet */
 	_Atomic uint32_t looked, said;
 };
 
 enum {
 	CTX_NO_CONTINUE_WP = 1, /* before 6.4, or REFAULT_DISABLE=continue-wp */
-	CTX_FAULT_THREAD = 2,	/* REFAULT_FAULTS=thread */
+	CTX_FAULT_THREAD = 2,   /* REFAULT_FAULTS=thread */
 };
 
 struct ctx {
@@ -56,21 +57,24 @@ struct ctx {
 
 	/* the agent */
 	struct sys_lock attach_lock;
-	_Atomic uint32_t attached; /* counts attaches; 0: not attached; odd values only when attached */
-	pid_t pid;		   /* that attached */
+	_Atomic uint32_t
+	    attached; /* counts attaches; 0: not attached; odd values only when attached */
+	pid_t pid;    /* that attached */
 	int (*clock)(clockid_t, struct timespec *); /* libc's own, whatever a program interposes */
-	int sock, hup;		   /* request socket; its closing tells the stripper */
-	int uffd, uffd_alias;	   /* -1: none yet.  Of the mappings; of the aliases (often the same) */
+	int sock, hup;        /* request socket; its closing tells the stripper */
+	int uffd, uffd_alias; /* -1: none yet.  Of the mappings; of the aliases (often the same) */
 	uint64_t uffd_features;
 	struct rf_proc *proc;
 	const struct rf_host *host;
 	struct rf_twins *twins;
+	uint32_t ntwins; /* as it was at attach: what a program scribbles there is not believed */
 
 	/* descriptors and vnodes */
-	struct sys_lock once_lock; /* innermost: first looks and first times of anchor.c, w_stdio.c */
+	struct sys_lock
+	    once_lock; /* innermost: first looks and first times of anchor.c, w_stdio.c */
 	struct sys_lock lock;
 	struct file *_Atomic *_Atomic fds; /* CTX_FDS entries, sparse; NULL until one is managed */
-	_Atomic uint32_t fd_top;	   /* one above the highest ever entered */
+	_Atomic uint32_t fd_top;           /* one above the highest ever entered */
 	struct file *file_pool;
 	struct vnode *vnode_pool;
 	_Atomic uint32_t nfiles, nvnodes; /* high-water marks of the pools */
@@ -78,11 +82,18 @@ struct ctx {
 	/* mappings: rf_proc.map is the table; map_local what only this process knows of one */
 	_Atomic uintptr_t map_lo, map_hi; /* bounding box, empty: lo > hi */
 	struct map_local *local_pool;
-	_Atomic uint32_t strip_busy; /* the stripper is between reading the table and madvise */
+
+	/* the stripper (strip.c) */
+	_Atomic uint32_t strip_busy; /* it is between reading the table and madvise */
+	_Atomic uint64_t
+	    lease_next; /* CLOCK_MONOTONIC ns when it looks next, UINT64_MAX: not by itself */
+	int poke;       /* eventfd that makes it look now */
+	pid_t strip_pid;
+	void *strip_stack;
 
 	bool fork_ready;
 	_Atomic uint32_t twin_near, twin_far; /* hints: where a free twin was last found */
-	struct {			     /* between the fork handlers, under both locks */
+	struct {                              /* between the fork handlers, under both locks */
 		struct map_entry *e;
 		uint32_t n;
 		uint64_t bytes;

@@ -9,9 +9,8 @@
  *	find the mapping; past EOF -> ENXIO
  *	claim a slot for the page (a run of pages for reads); invalidate set -> release, wait, again
  *	promise not valid, or page not cached -> release, ask the agent, again
- *	read:  CONTINUE the run write-protected; look again whether the promise held: no -> zap, again
- *	write: mkwrite (the word is DIRTY from here); CONTINUE or un-protect this one page
- *	release
+ *	read:  CONTINUE the run write-protected; look again whether the promise held: no -> zap,
+ *again write: mkwrite (the word is DIRTY from here); CONTINUE or un-protect this one page release
  *
  * What the page tables hold is never trusted, only the word: a fault may be "missing" or "minor" by
  * the time it is looked at.
@@ -23,7 +22,7 @@
  * Fault-around: one page for random access; a fault where the last run ended widens the next run
  * four times, to RUN_MAX.
  *
- * Everything here is async-signal-safe: raw system calls, initial-exec TLS, no malloc, no stdio.  It
+ * Everything here is async-signal-safe: raw system calls, initial-exec TLS, no malloc, no stdio. It
  * runs with all signals but SIGBUS blocked; SIGBUS must come through for page_copy's fix-up.
  *
  * Counters: fault-read, -write, -wp, -agent, -bad; lock-wait, writeback-wait.
@@ -98,7 +97,7 @@ static int map_run(struct ctx *c, uintptr_t a, uint32_t n, uint64_t mode)
 			rf_syscall(SYS_sched_yield); /* mmap_lock, or the mapping is changing */
 	}
 	if (at > a)
-		return 0; /* the page that was touched is there */
+		return 0;          /* the page that was touched is there */
 	if (r == -ENOENT && n > 1) /* the run left the VMA: this page alone */
 		return map_run(c, a, 1, mode);
 	return r;
@@ -114,6 +113,27 @@ static int unprotect(struct ctx *c, uintptr_t a)
 	return r;
 }
 
+/*
+ * The mapping is about to get PTEs: the stripper must know, and know in time.  It reads touched
+ * after it wrote lease_next; we do it the other way round.
+ */
+static void touch(struct ctx *c, struct map_local *l, const struct rf_vnode *st)
+{
+	const uint64_t one = 1;
+
+	if (atomic_load_explicit(&l->touched, memory_order_relaxed))
+		return;
+	atomic_store(&l->touched, 1);
+	if (atomic_load(&st->cb_expires_at) < atomic_load(&c->lease_next))
+		rf_syscall(SYS_write, c->poke, &one, sizeof(one));
+}
+
+static void zap(uintptr_t a, uint64_t len)
+{
+	if (rf_syscall(SYS_madvise, a, len, MADV_DONTNEED) == -EINVAL)
+		rf_syscall(SYS_madvise, a, len, MADV_DONTNEED_LOCKED);
+}
+
 /* First store to a page of a private mapping: from now on it is the program's own. */
 static int private_store(struct ctx *c, const struct map_entry *e, uintptr_t a, uint64_t page)
 {
@@ -122,8 +142,7 @@ static int private_store(struct ctx *c, const struct map_entry *e, uintptr_t a, 
 
 	atomic_fetch_or(&e->l->copied[i / 64], UINT64_C(1) << i % 64);
 	atomic_thread_fence(memory_order_seq_cst);
-	while (atomic_load(&c->strip_busy))
-		rf_syscall(SYS_sched_yield);
+	strip_quiesce(c);
 	r = map_run(c, a, 1, 0); /* maps it read-only: the kernel copies on the store */
 	return r == 0 || r == -EEXIST ? unprotect(c, a) : r;
 }
@@ -160,6 +179,7 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 	struct rf_vnode *st;
 	struct vnode *vn;
 	uint64_t page, seen = 0, size, left;
+	sys_mask held;
 	uint32_t seq, n;
 	int r, asked = 0;
 
@@ -198,7 +218,9 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 			continue;
 		if (r) {
 			count(c, RF_R_LOCK_WAIT);
+			rf_syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, &held, 8);
 			slot_wait_lock(vn);
+			sys_setmask(held);
 			continue;
 		}
 		r = -ESTALE;
@@ -212,6 +234,7 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 		r = rf_w_state(seen) == RF_PG_REJECTED ? -EAGAIN : -EFAULT;
 		if (!rf_w_cached(seen))
 			goto leave;
+		touch(c, e.l, st);
 
 		if (!(e.flags & RF_MAP_SHARED) && write) {
 			r = private_store(c, &e, a, page);
@@ -227,21 +250,26 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 				slot_leave_masked(&slot);
 				continue;
 			}
-			if (!r && !vnode_valid(c, vn) && (e.flags & RF_MAP_SHARED)) {
-				/* The lease ran out while we mapped: the stripper may be past this. */
-				rf_syscall(SYS_madvise, a, n * RF_PAGE_SIZE, MADV_DONTNEED);
-				r = -ESTALE;
-			}
 			if (!r)
-				atomic_store_explicit(&e.l->next_page, page + n, memory_order_relaxed);
+				atomic_store_explicit(&e.l->next_page, page + n,
+						      memory_order_relaxed);
 		}
-leave:
+		if (!r)
+			touch(c, e.l, st); /* again: it may have been stripped in between */
+		if (!r && !vnode_valid(c, vn) && (e.flags & RF_MAP_SHARED)) {
+			/* The lease ran out while we mapped: the stripper may be past this. */
+			zap(a, n * RF_PAGE_SIZE);
+			r = -ESTALE;
+		}
+	leave:
 		slot_leave_masked(&slot);
 		if (!r)
 			return 0;
 		if (r == -EAGAIN) { /* write-back or excision under way */
 			count(c, RF_R_WB_WAIT);
+			rf_syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, &held, 8);
 			page_wait(vn, page, seen);
+			sys_setmask(held);
 			continue;
 		}
 		if (r == -ENOMEM) { /* no twin free */
@@ -252,8 +280,9 @@ leave:
 		}
 		if (r != -EFAULT && r != -ESTALE)
 			return r;
-ask:
-		/* Not cached, or no promise.  An agent that says yes without effect is not asked for ever. */
+	ask:
+		/* Not cached, or no promise.  An agent that says yes without effect is not asked
+		 * for ever. */
 		if (++asked > 1000)
 			return -EIO;
 		count(c, RF_R_FAULT_AGENT);
@@ -344,6 +373,8 @@ static void chain(struct ctx *c, int sig, siginfo_t *si, void *ucv)
 	sys_mask m;
 
 	if (!(u.sa_flags & SA_SIGINFO) && (u.sa_handler == SIG_DFL || u.sa_handler == SIG_IGN)) {
+		if (u.sa_handler == SIG_IGN && si->si_code <= 0)
+			return;
 		/* Default it is: the touch runs again, and kills with the right core. */
 		struct {
 			void *handler;
@@ -385,8 +416,8 @@ static bool fix_copy(struct ctx *c, siginfo_t *si, ucontext_t *uc)
 	(void)c;
 	if (at < (uintptr_t)page_copy_insn || at >= (uintptr_t)page_copy_end)
 		return false;
-	/* The destination may be managed memory of the program: that fault is resolved as any other.
-	 * The source stands still at the byte that cannot be read. */
+	/* The destination may be managed memory of the program: that fault is resolved as any
+	 * other. The source stands still at the byte that cannot be read. */
 	if (a != (src & ~(RF_PAGE_SIZE - 1)))
 		return false;
 	*ip = (__typeof__(*ip))(uintptr_t)page_copy_end;
@@ -464,20 +495,22 @@ static void *fault_thread(void *arg)
 		    msg.event != UFFD_EVENT_PAGEFAULT)
 			continue;
 		a = (uintptr_t)msg.arg.pagefault.address & ~(RF_PAGE_SIZE - 1);
-		write = msg.arg.pagefault.flags &
-			(UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP);
-		count(c, !write ? RF_R_FAULT_READ
+		write =
+		    msg.arg.pagefault.flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP);
+		count(c, !write                                             ? RF_R_FAULT_READ
 			 : msg.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP ? RF_R_FAULT_WP
-									     : RF_R_FAULT_WRITE);
-		r = fault_resolve(c, a, write, msg.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP, all);
+									    : RF_R_FAULT_WRITE);
+		r = fault_resolve(c, a, write, msg.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP,
+				  all);
 		if (r && r != -ENXIO) {
 			/* The faulting thread sleeps in the kernel; a signal gets it out. */
-			siginfo_t si = {.si_signo = SIGBUS, .si_code = BUS_ADRERR, .si_addr = (void *)a};
+			siginfo_t si = {
+			    .si_signo = SIGBUS, .si_code = BUS_ADRERR, .si_addr = (void *)a};
 
 			count(c, RF_R_FAULT_BAD);
 			report(c, a, r, NULL);
-			rf_syscall(SYS_rt_tgsigqueueinfo, c->pid, msg.arg.pagefault.feat.ptid, SIGBUS,
-				   &si);
+			rf_syscall(SYS_rt_tgsigqueueinfo, c->pid, msg.arg.pagefault.feat.ptid,
+				   SIGBUS, &si);
 		}
 		/* It was there already, or it is past EOF now: let the thread find out. */
 		rf_uffd_wake(uffd, a, RF_PAGE_SIZE);

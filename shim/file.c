@@ -62,6 +62,11 @@ bool file_foreign(struct ctx *c)
 	return atomic_load(&own_page(c)->pid) != (int32_t)rf_syscall(SYS_getpid);
 }
 
+bool file_orphan(struct ctx *c)
+{
+	return atomic_load(&own_page(c)->pid) == 0; /* wiped, and not entered again */
+}
+
 void file_fork_child(struct ctx *c)
 {
 	atomic_store(&c->once_lock.w, 0);
@@ -150,8 +155,8 @@ static int open_vnode(struct ctx *c, int fd, const struct anchor *a, int flags, 
 	    .mode = a->st.st_mode & 07777, .dev = a->st.st_dev, .ino = a->st.st_ino};
 	int acc = flags & O_ACCMODE, r;
 	/*
-	 * Made read-only and open for writing, which a descriptor may be and a name may not: let the
-	 * server see it writable, and say what its mode will be (store/dir.c, `made`).
+	 * Made read-only and open for writing, which a descriptor may be and a name may not: let
+	 * the server see it writable, and say what its mode will be (store/dir.c, `made`).
 	 */
 	const bool made = (flags & O_CREAT) && acc != O_RDONLY && !(a->st.st_mode & 0200) &&
 			  !a->st.st_size && a->st.st_uid == geteuid() && geteuid() != 0;

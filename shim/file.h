@@ -96,6 +96,8 @@ void fd_unhide(struct ctx *c, int fd);
 
 /* We are a vfork child.  One system call. */
 bool file_foreign(struct ctx *c);
+/* We are a child whose fork handlers did not run. */
+bool file_orphan(struct ctx *c);
 
 /* At the start, if there are volumes: the table. */
 int file_init(struct ctx *c);

@@ -29,7 +29,7 @@
 #define LOCALS RF_MAPS
 
 /* The protection the program asked for, in the table's flags: a fork child maps with it. */
-#define MAP_PROT(prot) (((uint32_t)(prot) & 7) << 8)
+#define MAP_PROT(prot) (((uint32_t)(prot)&7) << 8)
 #define MAP_PROT_OF(flags) ((int)((flags) >> 8 & 7))
 
 /* ---- the table ---- */
@@ -89,8 +89,8 @@ bool map_find(struct ctx *c, uintptr_t addr, struct map_entry *e, uint32_t *seq)
 {
 	for (;;) {
 		uint32_t s = seq_begin(c), i = lower(c, addr);
-		bool hit = i < atomic_load_explicit(&c->proc->nmaps, memory_order_relaxed) &&
-			   i < RF_MAPS;
+		bool hit =
+		    i < atomic_load_explicit(&c->proc->nmaps, memory_order_relaxed) && i < RF_MAPS;
 
 		if (hit)
 			entry_load(c, i, e);
@@ -133,14 +133,6 @@ static void change_end(struct ctx *c)
 	atomic_fetch_add(&c->proc->map_seq, 1);
 }
 
-/* Entries may not be looked at by the stripper any more when this returns. */
-static void strip_quiesce(struct ctx *c)
-{
-	atomic_thread_fence(memory_order_seq_cst);
-	while (atomic_load(&c->strip_busy))
-		rf_syscall(SYS_sched_yield);
-}
-
 static void insert(struct ctx *c, const struct map_entry *e)
 {
 	uint32_t n = atomic_load(&c->proc->nmaps), at = lower(c, e->start);
@@ -168,8 +160,8 @@ static void erase(struct ctx *c, uint32_t at)
 
 /* ---- map_local ---- */
 
-static struct map_local *local_take(struct ctx *c, struct file *f, uint64_t pgoff,
-				    uint64_t npages, bool private, uint32_t *index)
+static struct map_local *local_take(struct ctx *c, struct file *f, uint64_t pgoff, uint64_t npages,
+				    bool private, uint32_t *index)
 {
 	size_t bits = (npages + 63) / 64 * 8;
 	struct map_local *l;
@@ -188,8 +180,8 @@ static struct map_local *local_take(struct ctx *c, struct file *f, uint64_t pgof
 			continue;
 		l->copied = NULL;
 		if (private) {
-			p = sys_mmap(NULL, bits, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-				     -1, 0);
+			p = sys_mmap(NULL, bits, PROT_READ | PROT_WRITE,
+				     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 			if (sys_err(p))
 				return NULL;
 			l->copied = p;
@@ -201,6 +193,7 @@ static struct map_local *local_take(struct ctx *c, struct file *f, uint64_t pgof
 		l->npages = npages;
 		atomic_store(&l->next_page, UINT64_MAX);
 		atomic_store(&l->window, 1);
+		atomic_store(&l->touched, 0);
 		atomic_store(&l->refs, 1);
 		*index = i;
 		return l;
@@ -297,7 +290,8 @@ static int protect_private(struct ctx *c, const struct map_entry *e)
 		for (j = i; j < n && !map_copied(e->l, e->pgoff + j); j++)
 			;
 		if (j > i)
-			r = rf_uffd_wp(c->uffd, e->start + i * RF_PAGE_SIZE, (j - i) * RF_PAGE_SIZE, 1);
+			r = rf_uffd_wp(c->uffd, e->start + i * RF_PAGE_SIZE, (j - i) * RF_PAGE_SIZE,
+				       1);
 		i = j;
 	}
 	return r;
@@ -403,7 +397,8 @@ int map_forget(struct ctx *c, void *addr, size_t len)
 			sys_unlock(&c->lock, m);
 			return -ENOMEM;
 		}
-		/* Only what is managed is replaced by a reservation; holes in between stay holes. */
+		/* Only what is managed is replaced by a reservation; holes in between stay holes.
+		 */
 		for (at = lo; at < hi; at = e.end) {
 			uint32_t i = lower(c, at);
 			uintptr_t s, t;
@@ -417,7 +412,8 @@ int map_forget(struct ctx *c, void *addr, size_t len)
 			s = e.start > lo ? e.start : lo;
 			t = e.end < hi ? e.end : hi;
 			p = sys_mmap((void *)s, t - s, PROT_NONE,
-				     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+				     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1,
+				     0);
 			if (sys_err(p)) {
 				sys_unlock(&c->lock, m);
 				return (int)(long)p;
@@ -465,13 +461,12 @@ void *map_mremap(struct ctx *c, void *addr, size_t old_len, size_t new_len, int 
 		return (void *)-EINVAL;
 	if (!map_find(c, lo, &e, &seq))
 		return (void *)-EINVAL; /* begins outside, reaches inside: the kernel says EFAULT */
-	if (old_len == 0) { /* a second mapping of the same pages */
+	if (old_len == 0) {             /* a second mapping of the same pages */
 		int fl = flags & MREMAP_FIXED ? MAP_SHARED | MAP_FIXED : MAP_SHARED;
 
 		if (!(e.flags & RF_MAP_SHARED) || !(flags & MREMAP_MAYMOVE))
 			return (void *)-EINVAL;
-		return map_mmap(c, e.l->file, to, new_len,
-				MAP_PROT_OF(e.flags), fl,
+		return map_mmap(c, e.l->file, to, new_len, MAP_PROT_OF(e.flags), fl,
 				(e.pgoff << RF_PAGE_SHIFT) + (lo - e.start));
 	}
 	if (hi > e.end)
@@ -502,7 +497,8 @@ void *map_mremap(struct ctx *c, void *addr, size_t old_len, size_t new_len, int 
 	p = (void *)-ENOMEM;
 	if (!(e.flags & RF_MAP_SHARED)) {
 		/* The bits of the pages that move go along; a mapping has its own after that. */
-		moved.l = local_take(c, e.l->file, moved.pgoff, nlen >> RF_PAGE_SHIFT, true, &moved.local);
+		moved.l = local_take(c, e.l->file, moved.pgoff, nlen >> RF_PAGE_SHIFT, true,
+				     &moved.local);
 		if (!moved.l)
 			goto out;
 		for (uint64_t k = 0; k < (hi - lo) >> RF_PAGE_SHIFT; k++)
@@ -554,26 +550,44 @@ out:
 typedef int (*piece_fn)(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi,
 			void *arg);
 
+/* The first entry that ends above `at`, held: its file and views stay until piece_put. */
+static bool piece_get(struct ctx *c, uintptr_t at, uintptr_t end, struct map_entry *e)
+{
+	sys_mask m = sys_lock(&c->lock);
+	uint32_t i = lower(c, at);
+	bool hit = i < atomic_load(&c->proc->nmaps);
+
+	if (hit) {
+		entry_load(c, i, e);
+		hit = e->start < end && e->l;
+	}
+	if (hit)
+		atomic_fetch_add(&e->l->refs, 1);
+	sys_unlock(&c->lock, m);
+	return hit;
+}
+
+static void piece_put(struct ctx *c, struct map_entry *e)
+{
+	struct file *f;
+	sys_mask m = sys_lock(&c->lock);
+
+	f = local_drop(e->l);
+	sys_unlock(&c->lock, m);
+	if (f)
+		file_put(c, f);
+}
+
 static int for_pieces(struct ctx *c, const void *addr, size_t len, piece_fn fn, void *arg)
 {
 	uintptr_t at = (uintptr_t)addr, end = at + len;
 	struct map_entry e;
-	uint32_t seq;
 	int r = 0;
 
-	while (!r && at < end) {
-		int hit = map_try(c, lower(c, at), &e, &seq);
-
-		if (hit < 0) {
-			rf_syscall(SYS_sched_yield);
-			continue;
-		}
-		if (!hit || e.start >= end)
-			break;
-		if (e.end <= at)
-			continue; /* the table moved in between */
+	while (!r && at < end && piece_get(c, at, end, &e)) {
 		r = fn(c, &e, e.start > at ? e.start : at, e.end < end ? e.end : end, arg);
 		at = e.end;
+		piece_put(c, &e);
 	}
 	return r;
 }
@@ -583,7 +597,8 @@ static uint64_t page_of(const struct map_entry *e, uintptr_t a)
 	return e->pgoff + ((a - e->start) >> RF_PAGE_SHIFT);
 }
 
-static int may_write(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi, void *arg)
+static int may_write(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi,
+		     void *arg)
 {
 	(void)arg;
 	if (!(e->flags & RF_MAP_WRITE))
@@ -642,7 +657,8 @@ static int flush_piece(struct ctx *c, const struct map_entry *e, uintptr_t lo, u
 	(void)arg;
 	if (!(e->flags & RF_MAP_SHARED))
 		return 0;
-	return file_flush(c, e->l->file, first, last - first + 1, RF_FLUSH_DURABLE | RF_FLUSH_ERROR);
+	return file_flush(c, e->l->file, first, last - first + 1,
+			  RF_FLUSH_DURABLE | RF_FLUSH_ERROR);
 }
 
 int map_msync(struct ctx *c, void *addr, size_t len, int flags)
@@ -714,7 +730,8 @@ int map_mlock(struct ctx *c, const void *addr, size_t len, bool on, unsigned fla
 
 	if (on)
 		map_populate(c, addr, len, false);
-	r = on ? (int)rf_syscall(SYS_mlock2, addr, len, flags) : (int)rf_syscall(SYS_munlock, addr, len);
+	r = on ? (int)rf_syscall(SYS_mlock2, addr, len, flags)
+	       : (int)rf_syscall(SYS_munlock, addr, len);
 	return r ? r : set_flags(c, addr, len, RF_MAP_LOCKED, on ? RF_MAP_LOCKED : 0);
 }
 
@@ -773,6 +790,19 @@ void map_fork_parent(struct ctx *c)
 		rf_syscall(SYS_munmap, p, n);
 }
 
+/* The shared mappings left holes: keep everything else out of them. */
+void map_fork_reserve(struct ctx *c)
+{
+	for (uint32_t i = 0; i < c->fork.n && c->fork.e; i++) {
+		const struct map_entry *e = &c->fork.e[i];
+
+		if (e->flags & RF_MAP_SHARED)
+			sys_mmap((void *)e->start, e->end - e->start, PROT_NONE,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
+				 -1, 0);
+	}
+}
+
 /*
  * Alone in the child, attached with a table of its own: map everything again at the same place.
  * What cannot be mapped stays unmapped: touching it is a loud SIGSEGV, not stale data.
@@ -788,7 +818,7 @@ int map_fork_child(struct ctx *c)
 		r = 0;
 		if (e->flags & RF_MAP_SHARED) {
 			void *p = map_raw(c, e->l->vn, (void *)e->start, e->end - e->start,
-					  MAP_SHARED | MAP_FIXED_NOREPLACE, e->pgoff << RF_PAGE_SHIFT);
+					  MAP_SHARED | MAP_FIXED, e->pgoff << RF_PAGE_SHIFT);
 			r = sys_err(p) ? (int)(long)p
 				       : (int)rf_syscall(SYS_mprotect, p, e->end - e->start,
 							 MAP_PROT_OF(e->flags));

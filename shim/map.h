@@ -21,7 +21,10 @@ struct map_local {
 	 * then on it may be the program's own copy: never stripped, never protected again.
 	 */
 	_Atomic uint64_t *copied;
-	/* fault-around: where the next fault of a sequential reader would be, and how much to map */
+	/* PTEs may have been made since it was last stripped; set before they are, see strip.c */
+	_Atomic uint32_t touched;
+	/* fault-around: where the next fault of a sequential reader would be, and how much to map
+	 */
 	_Atomic uint64_t next_page;
 	_Atomic uint32_t window;
 };
@@ -62,6 +65,7 @@ int map_forget(struct ctx *c, void *addr, size_t len);
 /* Fork: copy the table before, build everything anew in the child. */
 int map_fork_prepare(struct ctx *c);
 void map_fork_parent(struct ctx *c);
+void map_fork_reserve(struct ctx *c); /* before the child maps anything else */
 int map_fork_child(struct ctx *c);
 
 /* Resolve one fault; see fault.c. */

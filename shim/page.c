@@ -34,7 +34,7 @@ static int twin_try(struct ctx *c, uint32_t i)
 
 static int twin_get(struct ctx *c)
 {
-	uint32_t n = c->twins->n, win = n < TWIN_WINDOW ? n : TWIN_WINDOW;
+	uint32_t n = c->ntwins, win = n < TWIN_WINDOW ? n : TWIN_WINDOW;
 	uint32_t home = (uint32_t)((uint64_t)c->proc->id * TWIN_WINDOW % n);
 	uint32_t at = atomic_load_explicit(&c->twin_near, memory_order_relaxed);
 
@@ -86,18 +86,19 @@ int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t *seen)
 		t = twin_get(c);
 		if (t < 0)
 			return t;
-		if (page_copy(rf_twin(c->twins, (uint32_t)t), alias + page * RF_PAGE_SIZE,
-			      RF_PAGE_SIZE)) {
-			/* A hole under an UPTODATE word: being dropped, or somebody punched the cache. */
+		if (page_copy(rf_twin(c->twins, c->ntwins, (uint32_t)t),
+			      alias + page * RF_PAGE_SIZE, RF_PAGE_SIZE)) {
+			/* A hole under an UPTODATE word: being dropped, or somebody punched the
+			 * cache. */
 			twin_put(c, (uint32_t)t);
 			if (atomic_load(word) == w)
 				return -EFAULT;
 			continue;
 		}
 		atomic_store(&atomic_load(&vn->st)->dirtied, 1);
-		if (atomic_compare_exchange_strong(
-			word, &w,
-			rf_w_clean(w, RF_PG_DIRTY, 0) | (uint64_t)(uint32_t)t << RF_W_TWIN_SHIFT)) {
+		if (atomic_compare_exchange_strong(word, &w,
+						   rf_w_clean(w, RF_PG_DIRTY, 0) |
+						       (uint64_t)(uint32_t)t << RF_W_TWIN_SHIFT)) {
 			count(c, RF_R_MKWRITE);
 			return 0;
 		}
@@ -121,17 +122,16 @@ int page_reclaim(struct ctx *c, sys_mask mask)
 	return agent_request(c, RF_OP_FLUSH, 0, arg, NULL, 0, NULL, mask);
 }
 
-void page_mark_written(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t off,
-		       uint32_t len)
+void page_mark_written(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t off, uint32_t len)
 {
 	uint64_t w = atomic_load(vnode_word(vn, page));
 	const uint32_t t = rf_w_twin(w), end = off + len;
 	_Atomic uint8_t *mark;
 
 	/* A flush that did not wait for this slot has taken the bytes by their difference. */
-	if (rf_w_state(w) != RF_PG_DIRTY || t >= c->twins->n)
+	if (rf_w_state(w) != RF_PG_DIRTY || t >= c->ntwins)
 		return;
-	mark = rf_twin_mark(c->twins, t);
+	mark = rf_twin_mark(c->twins, c->ntwins, t);
 	for (uint32_t at = off; at < end;) {
 		uint32_t to = (at | 7) + 1 < end ? (at | 7) + 1 : end;
 

@@ -2,14 +2,15 @@
 /*
  * slot.c - the shared side of invalidate_lock (DESIGN 6).
  *
- *	claim = (vnode, page, npages); seq_cst fence; invalidate set -> claim = 0, wait, again.
+ *	CAS claim 0 -> (vnode, page, npages), a full fence; invalidate set -> claim = 0, wait,
+ *again.
  *
  * The agent does the mirror image: invalidate = 1; seq_cst fence; wait while a claim names the
  * vnode.  One of the two always sees the other.
  *
  * Counters: lock-wait.
- * Locks: none; a slot belongs to one thread, found by its tid, and is taken over when that thread
- * is gone.
+ * Locks: none.  A slot belongs to whoever's claim is in it; a thread goes on using the one it
+ *found.
  */
 #include <sched.h>
 
@@ -17,48 +18,58 @@
 
 /* attach: which attach the slot belongs to; a fork child has another proc area. */
 static __thread struct {
-	struct rf_slot *slot;
+	struct rf_slot *slot; /* where this thread found one last: a hint */
 	uint32_t attach;
 } mine;
 
-static struct rf_slot *slot_take(struct ctx *c)
+/* Claimed by CAS, which is the fence, too. */
+static bool slot_claim(struct rf_slot *s, uint64_t claim)
 {
-	uint32_t tid = (uint32_t)rf_syscall(SYS_gettid);
+	uint64_t free = 0;
+
+	return atomic_load_explicit(&s->claim, memory_order_relaxed) == 0 &&
+	       atomic_compare_exchange_strong(&s->claim, &free, claim);
+}
+
+/* A slot that nobody uses right now; best one that no other thread has as its hint. */
+static struct rf_slot *slot_find(struct ctx *c, uint64_t claim)
+{
+	const uint32_t tid = (uint32_t)rf_syscall(SYS_gettid);
 	struct rf_proc *p = c->proc;
 
-	for (;;) {
+	for (uint32_t pass = 0;; pass++) {
 		for (uint32_t i = 0; i < RF_SLOTS; i++) {
 			struct rf_slot *s = &p->slot[i];
-			uint32_t o = atomic_load(&s->owner);
+			uint32_t o = atomic_load_explicit(&s->owner, memory_order_relaxed), used;
 
-			if (o != 0 && o != tid) {
-				/* Only when all are taken is it worth a system call to look for the dead. */
-				if (atomic_load(&p->slots_used) < RF_SLOTS || atomic_load(&s->claim) ||
-				    rf_syscall(SYS_tgkill, c->pid, o, 0) != -ESRCH)
-					continue;
-			}
-			if (o != tid && !atomic_compare_exchange_strong(&s->owner, &o, tid))
+			if (!pass && o != tid &&
+			    (o || !atomic_compare_exchange_strong(&s->owner, &o, tid)))
 				continue;
-			uint32_t used = atomic_load(&p->slots_used);
+			/* The agent looks at slots below slots_used only: first this, then the
+			 * claim. */
+			used = atomic_load(&p->slots_used);
 			while (used < i + 1 &&
 			       !atomic_compare_exchange_weak(&p->slots_used, &used, i + 1))
 				;
+			if (!slot_claim(s, claim))
+				continue;
 			mine.slot = s;
 			mine.attach = atomic_load(&c->attached);
 			return s;
 		}
-		rf_syscall(SYS_sched_yield); /* more than RF_SLOTS threads alive */
+		if (pass)
+			rf_syscall(SYS_sched_yield);
 	}
 }
 
 int slot_try_masked(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t n, struct slot_ref *s)
 {
+	const uint64_t claim = rf_claim(vn->id, page, n);
 	struct rf_slot *sl = mine.slot;
 
-	if (!sl || mine.attach != atomic_load_explicit(&c->attached, memory_order_relaxed))
-		sl = slot_take(c);
-	atomic_store_explicit(&sl->claim, rf_claim(vn->id, page, n), memory_order_relaxed);
-	atomic_thread_fence(memory_order_seq_cst);
+	if (!sl || mine.attach != atomic_load_explicit(&c->attached, memory_order_relaxed) ||
+	    !slot_claim(sl, claim))
+		sl = slot_find(c, claim);
 	/* From here on the views stay: the last vnode_put waits for claims (slot_quiesce). */
 	if (!atomic_load(&vn->refs)) {
 		atomic_store_explicit(&sl->claim, 0, memory_order_release);

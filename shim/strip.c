@@ -2,19 +2,24 @@
 /*
  * strip.c - the stripper: a process of its own that shares the program's memory.
  *
- * It is made by clone(CLONE_VM) with no exit signal, in a process group of its own: it runs on while
- * the program is stopped, and the program's wait() calls never see it.  It has its own descriptor
- * table, emptied of all but four: the agent's socket, the userfaultfd, the read end of a pipe whose
- * write end only the program holds (hang-up: the program has exec'd or is gone), and the program's
- * pidfd.  It goes when any of these says so, for it pins the address space.
+ * It is made by clone(CLONE_VM) with no exit signal, in a process group of its own: it runs on
+ * while the program is stopped, and the program's wait() calls never see it.  It has its own
+ * descriptor table, emptied of all but five: the agent's socket, the userfaultfd, an eventfd to be
+ * poked by, the read end of a pipe whose write end only the program holds (hang-up: the program has
+ * exec'd or is gone), and the program's pidfd.  It goes when any of these says so, for it pins the
+ * address space.
  *
  * Orders (struct rf_strip) are carried out in order and sent back when done.  Before a range is
  * stripped it is write-protected: ENOENT says that a raw munmap or mmap took (part of) it away, and
  * what is there now is not ours to touch.
  *
- * Between orders it watches the lease: when the promise of a mapped file runs out (the agent is
- * stuck or gone) it strips that file by itself; and when the machine was suspended, which the
- * promise's clock does not count, it takes the promises back and strips everything.
+ * Between orders it watches the lease: when the promise of a file whose mapping was touched runs
+ * out (the agent is stuck or gone) it strips that mapping by itself; and when the machine was
+ * suspended, which the promise's clock does not count, it takes the promises back and strips
+ * everything.  It sleeps until the earliest promise it saw ends (lease_next); a fault that maps
+ * under an earlier one pokes it.  Programs take a promise for over 10 ms before it ends
+ * (vnode_valid), so nothing is mapped late but by a thread that was preempted, and that looks again
+ * afterwards.
  *
  * It shares the thread-local storage of the thread that made it, so it uses no libc at all.
  *
@@ -28,6 +33,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
+#include <sys/wait.h>
 
 #include "file.h"
 #include "map.h"
@@ -37,7 +43,7 @@
 struct stripper {
 	struct ctx *c;
 	struct rf_proc *proc;
-	int sock, uffd, hup, pidfd;
+	int sock, uffd, hup, pidfd, poke;
 };
 
 /* ---- stripping ---- */
@@ -152,27 +158,39 @@ static void strip_vnode(const struct stripper *s, uint32_t vnode)
 /* ---- leases ---- */
 
 struct lease {
-	uint64_t now, last, next;
+	uint64_t now, next;
 };
 
 static void visit_lease(const struct stripper *s, const struct map_entry *e, void *arg)
 {
 	struct lease *l = arg;
-	uint64_t until = atomic_load(&atomic_load(&e->l->vn->st)->cb_expires_at);
+	uint64_t until;
 
-	if (until > l->now)
+	if (!atomic_load(&e->l->touched))
+		return;
+	until = atomic_load(&atomic_load(&e->l->vn->st)->cb_expires_at);
+	if (until > l->now) {
 		l->next = until < l->next ? until : l->next;
-	else if (until > l->last)
+	} else {
+		/* Cleared first: who maps after this sees that the promise is over, and zaps. */
+		atomic_store(&e->l->touched, 0);
 		strip_entry(s, e);
+		count(s->c, RF_R_STRIP_DONE);
+	}
 }
 
-/* Strip files whose promise ran out since *last; ns until the next one does, 0 if there is none. */
-static uint64_t watch_leases(const struct stripper *s, uint64_t *last)
+/*
+ * Strip what was touched and is under no promise any more: it ran out, or it was taken back by an
+ * agent that then did not come to order the strip.  Returns ns until the next one runs out, 0 if
+ * none does; whoever touches one that does earlier pokes us.
+ */
+static uint64_t watch_leases(const struct stripper *s)
 {
-	struct lease l = {.now = now_ns(CLOCK_MONOTONIC), .last = *last, .next = UINT64_MAX};
+	struct lease l = {.now = now_ns(CLOCK_MONOTONIC), .next = UINT64_MAX};
 
+	atomic_store(&s->c->lease_next, UINT64_MAX);
 	walk(s, visit_lease, &l);
-	*last = l.now;
+	atomic_store(&s->c->lease_next, l.next);
 	return l.next == UINT64_MAX ? 0 : l.next - l.now;
 }
 
@@ -193,12 +211,12 @@ static void void_promises(const struct stripper *s)
 
 static void close_others(struct stripper *s)
 {
-	int keep[4] = {s->sock, s->uffd, s->hup, s->pidfd};
+	int keep[] = {s->sock, s->uffd, s->hup, s->pidfd, s->poke};
 	unsigned from = 0;
 
 	for (;;) {
 		int next = -1;
-		for (int i = 0; i < 4; i++)
+		for (int i = 0; i < 5; i++)
 			if (keep[i] >= (int)from && (next < 0 || keep[i] < next))
 				next = keep[i];
 		if (next < 0)
@@ -215,7 +233,7 @@ static int strip_main(void *arg)
 	/* On the stack: the maker goes on as soon as clone returns. */
 	struct stripper self = *(struct stripper *)arg, *s = &self;
 	int64_t asleep = (int64_t)(now_ns(CLOCK_BOOTTIME) - now_ns(CLOCK_MONOTONIC)), a;
-	uint64_t last = now_ns(CLOCK_MONOTONIC), wait;
+	uint64_t wait;
 	struct rf_strip order;
 
 	rf_syscall(SYS_setpgid, 0, 0);
@@ -223,32 +241,36 @@ static int strip_main(void *arg)
 	close_others(s);
 	int tfd = (int)rf_syscall(SYS_timerfd_create, CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK);
 	for (;;) {
-		struct pollfd p[4] = {{.fd = s->sock, .events = POLLIN},
-				      {.fd = s->hup, .events = POLLIN},
-				      {.fd = s->pidfd, .events = POLLIN},
-				      {.fd = tfd, .events = POLLIN}};
+		struct pollfd p[] = {{.fd = s->sock, .events = POLLIN},
+				     {.fd = s->hup, .events = POLLIN},
+				     {.fd = s->pidfd, .events = POLLIN},
+				     {.fd = tfd, .events = POLLIN},
+				     {.fd = s->poke, .events = POLLIN}};
 		struct itimerspec it = {0};
 
-		wait = watch_leases(s, &last);
+		wait = watch_leases(s);
 		it.it_value.tv_sec = (time_t)(wait / 1000000000u);
 		it.it_value.tv_nsec = (long)(wait % 1000000000u);
 		rf_syscall(SYS_timerfd_settime, tfd, 0, &it, 0);
-		rf_syscall(SYS_ppoll, p, 4, 0, 0, 0);
+		rf_syscall(SYS_ppoll, p, 5, 0, 0, 0);
 		if (p[1].revents || p[2].revents)
 			break;
+		if (p[4].revents)
+			rf_syscall(SYS_read, s->poke, &wait, sizeof(wait));
 		a = (int64_t)(now_ns(CLOCK_BOOTTIME) - now_ns(CLOCK_MONOTONIC));
 		if (a - asleep > 100000000) {
 			asleep = a;
 			void_promises(s);
 		}
-		while (rf_syscall(SYS_recvfrom, s->sock, &order, sizeof(order), MSG_DONTWAIT, 0, 0) ==
-		       sizeof(order)) {
+		while (rf_syscall(SYS_recvfrom, s->sock, &order, sizeof(order), MSG_DONTWAIT, 0,
+				  0) == sizeof(order)) {
 			strip_vnode(s, order.vnode);
 			atomic_store(&s->proc->strip_ack, order.seq);
 			rf_syscall(SYS_sendto, s->sock, &order, sizeof(order), MSG_NOSIGNAL, 0, 0);
 		}
 		if (p[0].revents & (POLLHUP | POLLERR)) {
-			/* Agent and supervisor are gone: nobody will tell us of changes any more. */
+			/* Agent and supervisor are gone: nobody will tell us of changes any more.
+			 */
 			void_promises(s);
 			p[0].fd = -1;
 			s->sock = -1;
@@ -268,11 +290,14 @@ int strip_start(struct ctx *c, int sock)
 	r = (int)rf_syscall(SYS_pipe2, pipe, O_CLOEXEC);
 	if (r)
 		return r;
+	s.poke = (int)rf_syscall(SYS_eventfd2, 0, O_CLOEXEC | O_NONBLOCK);
 	s.pidfd = (int)rf_syscall(SYS_pidfd_open, c->pid, 0);
-	r = s.pidfd;
-	if (s.pidfd < 0)
+	r = s.poke < 0 ? s.poke : s.pidfd;
+	if (r < 0)
 		goto fail;
-	/* The stack also holds `s` for the start; both are never given back: the stripper lives as
+	atomic_store(&c->strip_busy, 0);
+	atomic_store(&c->lease_next, UINT64_MAX);
+	/* It also holds `s` for the start; given back by a fork child only: the stripper lives as
 	 * long as the program does. */
 	stack = sys_mmap(NULL, STACK, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -283,20 +308,49 @@ int strip_start(struct ctx *c, int sock)
 	*(struct stripper *)(void *)stack = s;
 	m = sys_block_all();
 	r = clone(strip_main, stack + STACK, CLONE_VM, stack);
+	c->strip_pid = r;
 	r = r < 0 ? -errno : 0;
 	sys_setmask(m);
 	if (r) {
 		rf_syscall(SYS_munmap, stack, STACK);
 		goto fail;
 	}
+	c->strip_stack = stack;
 	rf_syscall(SYS_close, s.pidfd);
 	rf_syscall(SYS_close, pipe[0]);
 	c->hup = fd_hide(c, pipe[1]);
+	c->poke = fd_hide(c, s.poke);
 	return 0;
 fail:
+	if (s.poke >= 0)
+		rf_syscall(SYS_close, s.poke);
 	if (s.pidfd >= 0)
 		rf_syscall(SYS_close, s.pidfd);
 	rf_syscall(SYS_close, pipe[0]);
 	rf_syscall(SYS_close, pipe[1]);
 	return r;
+}
+
+void strip_quiesce(struct ctx *c)
+{
+	atomic_thread_fence(memory_order_seq_cst);
+	for (uint32_t n = 1; atomic_load(&c->strip_busy); n++) {
+		rf_syscall(SYS_sched_yield);
+		/* Somebody killed it in the middle: it will not come out. */
+		if (n % 1024 == 0 &&
+		    rf_syscall(SYS_wait4, c->strip_pid, 0, WNOHANG | __WCLONE, 0) == c->strip_pid) {
+			log_line(
+			    "the stripper was killed; files of this program go stale when their "
+			    "lease ends");
+			atomic_store(&c->strip_busy, 0);
+		}
+	}
+}
+
+void strip_forget(struct ctx *c)
+{
+	if (c->strip_stack)
+		rf_syscall(SYS_munmap, c->strip_stack, STACK);
+	c->strip_stack = NULL;
+	atomic_store(&c->strip_busy, 0);
 }

@@ -64,8 +64,8 @@ static inline void *sys_mmap(void *a, size_t n, int prot, int flags, int fd, uin
 }
 
 /*
- * A mutex that a signal handler may take: all signals (but SIGBUS) are blocked while it is held, and nobody
- * holds it across a request to the agent or touches managed memory under it.
+ * A mutex that a signal handler may take: all signals (but SIGBUS) are blocked while it is held,
+ * and nobody holds it across a request to the agent or touches managed memory under it.
  */
 struct sys_lock {
 	_Atomic uint32_t w; /* 0 free, 1 held, 2 held and waited for */

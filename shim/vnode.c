@@ -53,7 +53,8 @@ static int cover_locked(struct ctx *c, struct vnode *vn, uint64_t pages)
 		void *p;
 
 		if (want < pages)
-			return -EAGAIN; /* the agent has not grown it: it does before i_size grows */
+			return -EAGAIN; /* the agent has not grown it: it does before i_size grows
+					 */
 		p = sys_mmap(NULL, RF_VNODE_HDR + want * 8, PROT_READ | PROT_WRITE, MAP_SHARED,
 			     vn->state_fd, 0);
 		if (sys_err(p))
@@ -69,11 +70,13 @@ static int cover_locked(struct ctx *c, struct vnode *vn, uint64_t pages)
 
 		while (want < pages * RF_PAGE_SIZE)
 			want *= 2;
-		/* Registering needs VM_MAYWRITE, which a read-only mapping of this descriptor has. */
+		/* Registering needs VM_MAYWRITE, which a read-only mapping of this descriptor has.
+		 */
 		p = sys_mmap(NULL, want, PROT_READ, MAP_SHARED | MAP_NORESERVE, vn->data_fd, 0);
 		if (sys_err(p))
 			return (int)(long)p;
-		r = rf_uffd_register(c->uffd_alias, (uintptr_t)p, want, UFFDIO_REGISTER_MODE_MISSING);
+		r = rf_uffd_register(c->uffd_alias, (uintptr_t)p, want,
+				     UFFDIO_REGISTER_MODE_MISSING);
 		if (r) {
 			rf_syscall(SYS_munmap, p, want);
 			return r;
@@ -255,7 +258,9 @@ void vnode_put(struct ctx *c, struct vnode *vn)
 	vnode_unmap(vn);
 	data_fd = vn->data_fd;
 	state_fd = vn->state_fd;
-	agent_close(c, id, vn->opens); /* under the lock, so that it stays in order with an adopt of the same */
+	agent_close(
+	    c, id,
+	    vn->opens); /* under the lock, so that it stays in order with an adopt of the same */
 	sys_unlock(&c->lock, m);
 	fd_unhide(c, data_fd);
 	fd_unhide(c, state_fd);
@@ -271,6 +276,6 @@ bool vnode_valid(const struct ctx *c, const struct vnode *vn)
 	    atomic_load_explicit(&st->cb_s_seen, memory_order_acquire) !=
 		atomic_load_explicit(&c->host->server[st->server].cb_s_break, memory_order_acquire))
 		return false;
-	c->clock(CLOCK_MONOTONIC_COARSE, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec < until;
+	c->clock(CLOCK_MONOTONIC_COARSE, &t); /* is behind by a tick, 10 ms at the most */
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec + 10000000 < until;
 }

@@ -14,16 +14,17 @@
 struct ctx;
 
 struct vnode {
-	_Atomic uint32_t refs; /* files and mappings; 0 = free.  Taken under ctx->lock or from > 0 */
+	_Atomic uint32_t
+	    refs; /* files and mappings; 0 = free.  Taken under ctx->lock or from > 0 */
 	uint32_t id;
 	uint32_t opens; /* RF_OP_OPEN replies it stands for */
-	int data_fd; /* the page cache, read-write, close-on-exec, high */
+	int data_fd;    /* the page cache, read-write, close-on-exec, high */
 	int state_fd;
 	struct rf_vnode *_Atomic st; /* header; the words follow */
-	_Atomic uint64_t cap;	     /* words that st's view covers */
-	char *_Atomic alias;	     /* read-only view of the cache, registered MISSING-only */
+	_Atomic uint64_t cap;        /* words that st's view covers */
+	char *_Atomic alias;         /* read-only view of the cache, registered MISSING-only */
 	_Atomic uint64_t alias_len;  /* bytes */
-	struct {		     /* earlier, smaller views */
+	struct {                     /* earlier, smaller views */
 		void *p;
 		uint64_t len;
 		bool state;

@@ -8,6 +8,13 @@
 #include "file.h"
 #include "map.h"
 
+/* A child made by _Fork() or clone() ran no handler of ours: what it calls is between it and the
+ * kernel, and the table is its parent's. */
+static inline bool managed(struct ctx *c, const void *p, size_t n)
+{
+	return map_hits(c, p, n) && !file_orphan(c);
+}
+
 #define mmap_ret(p)                                                                                \
 	({                                                                                         \
 		void *p_ = (p);                                                                    \
@@ -32,7 +39,7 @@ void *w_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off)
 		file_put(c, f);
 		return mmap_ret(p);
 	}
-	if ((flags & MAP_FIXED) && map_hits(c, addr, len)) {
+	if ((flags & MAP_FIXED) && managed(c, addr, len)) {
 		r = map_forget(c, addr, len);
 		if (r)
 			return mmap_ret((void *)(long)r);
@@ -45,7 +52,7 @@ int w_munmap(void *addr, size_t len)
 {
 	struct ctx *c = ctx_get();
 
-	if (!map_hits(c, addr, len))
+	if (!managed(c, addr, len))
 		return c->real.munmap(addr, len);
 	return wrap_ret(map_munmap(c, addr, len));
 }
@@ -55,9 +62,9 @@ void *w_mremap(void *addr, size_t old, size_t len, int flags, void *to)
 	struct ctx *c = ctx_get();
 	int r;
 
-	if (map_hits(c, addr, old ? old : 1))
+	if (managed(c, addr, old ? old : 1))
 		return mmap_ret(map_mremap(c, addr, old, len, flags, to));
-	if ((flags & MREMAP_FIXED) && map_hits(c, to, len)) {
+	if ((flags & MREMAP_FIXED) && managed(c, to, len)) {
 		r = map_forget(c, to, len);
 		if (r)
 			return mmap_ret((void *)(long)r);
@@ -69,7 +76,7 @@ int w_mprotect(void *addr, size_t len, int prot)
 {
 	struct ctx *c = ctx_get();
 
-	if (!map_hits(c, addr, len))
+	if (!managed(c, addr, len))
 		return c->real.mprotect(addr, len, prot);
 	return wrap_ret(map_mprotect(c, addr, len, prot));
 }
@@ -78,7 +85,7 @@ int w_madvise(void *addr, size_t len, int advice)
 {
 	struct ctx *c = ctx_get();
 
-	if (!map_hits(c, addr, len))
+	if (!managed(c, addr, len))
 		return c->real.madvise(addr, len, advice);
 	return wrap_ret(map_madvise(c, addr, len, advice));
 }
@@ -88,7 +95,7 @@ int w_posix_madvise(void *addr, size_t len, int advice)
 {
 	struct ctx *c = ctx_get();
 
-	if (!map_hits(c, addr, len))
+	if (!managed(c, addr, len))
 		return c->real.posix_madvise(addr, len, advice);
 	return advice == POSIX_MADV_DONTNEED ? 0 : -map_madvise(c, addr, len, advice);
 }
@@ -97,7 +104,7 @@ int w_msync(void *addr, size_t len, int flags)
 {
 	struct ctx *c = ctx_get();
 
-	if (!map_hits(c, addr, len))
+	if (!managed(c, addr, len))
 		return c->real.msync(addr, len, flags);
 	return wrap_ret(map_msync(c, addr, len, flags));
 }
@@ -106,7 +113,7 @@ int w_mlock(const void *addr, size_t len)
 {
 	struct ctx *c = ctx_get();
 
-	if (!map_hits(c, addr, len))
+	if (!managed(c, addr, len))
 		return c->real.mlock(addr, len);
 	return wrap_ret(map_mlock(c, addr, len, true, 0));
 }
@@ -115,7 +122,7 @@ int w_mlock2(const void *addr, size_t len, unsigned flags)
 {
 	struct ctx *c = ctx_get();
 
-	if (!map_hits(c, addr, len))
+	if (!managed(c, addr, len))
 		return c->real.mlock2(addr, len, flags);
 	return wrap_ret(map_mlock(c, addr, len, true, flags));
 }
@@ -124,7 +131,7 @@ int w_munlock(const void *addr, size_t len)
 {
 	struct ctx *c = ctx_get();
 
-	if (!map_hits(c, addr, len))
+	if (!managed(c, addr, len))
 		return c->real.munlock(addr, len);
 	return wrap_ret(map_mlock(c, addr, len, false, 0));
 }

@@ -11,8 +11,8 @@
  * agent); $XDG_RUNTIME_DIR/refault; /tmp/refault-UID.  It is made with mode 0700; a directory of
  * another owner, or open to others, or a symlink, is refused.
  *
- * Starting.  connect() fails with ENOENT or ECONNREFUSED -> flock RUNTIME/lock, connect again, if it
- * still fails run `refault-agent --daemon` (which exits 0 as soon as its socket listens, and
+ * Starting.  connect() fails with ENOENT or ECONNREFUSED -> flock RUNTIME/lock, connect again, if
+ * it still fails run `refault-agent --daemon` (which exits 0 as soon as its socket listens, and
  * inherits nothing but fds 0-2), connect, unlock.
  *
  * ATTACH carries a user id's view: the agent checks SO_PEERCRED (its own uid only).  Reply: one
@@ -25,8 +25,8 @@
  * again.  A connection that hung up means that agent and supervisor are both gone.
  *
  * Stripper.  The other end of the socket passed as ATTACH's second descriptor (SEQPACKET) carries
- * struct rf_strip both ways: the agent orders, the stripper answers with the same packet when no PTE
- * of these vnodes is left in the program.  Orders are carried out in order.
+ * struct rf_strip both ways: the agent orders, the stripper answers with the same packet when no
+ * PTE of these vnodes is left in the program.  Orders are carried out in order.
  */
 #ifndef REFAULT_AGENT_H
 #define REFAULT_AGENT_H
@@ -38,7 +38,8 @@
 #define RF_APPEND_MAX (128u * 1024)
 
 enum rf_op {
-	/* descriptors: userfaultfd, stripper's socket.  Variable part: none. -> struct rf_attach_r */
+	/* descriptors: userfaultfd, stripper's socket.  Variable part: none. -> struct rf_attach_r
+	 */
 	RF_OP_ATTACH = 1,
 	/* descriptor: reply socket.  Variable part: struct rf_open. -> struct rf_open_r */
 	RF_OP_OPEN = 2,
@@ -48,8 +49,8 @@ enum rf_op {
 	 * arg2: RF_FAULT_*.  err: -EIO, -ESTALE, -EACCES, -EHOSTDOWN ... ; -ENXIO: past EOF.
 	 */
 	RF_OP_FAULT = 3,
-	/* Write back pages [arg0, arg0 + arg1) (arg1 0: all).  arg2: RF_FLUSH_*.  vnode 0: everything
-	 * of this host (twins are short). err: the write-back error, if any. */
+	/* Write back pages [arg0, arg0 + arg1) (arg1 0: all).  arg2: RF_FLUSH_*.  vnode 0:
+	 * everything of this host (twins are short). err: the write-back error, if any. */
 	RF_OP_FLUSH = 4,
 	/* write() goes past EOF: make i_size at least arg0.  ret0: i_size. */
 	RF_OP_EXTEND = 5,
@@ -59,13 +60,14 @@ enum rf_op {
 	RF_OP_FALLOC = 7,
 	/* O_APPEND write; variable part: the bytes.  arg0: RF_FLUSH_DURABLE or 0.  ret0: offset. */
 	RF_OP_APPEND = 8,
-	/* The program closed its last use of the vnode and gives back arg0 RF_OP_OPEN replies (an open
-	 * that is under way in another thread keeps it held).  No answer. */
+	/* The program closed its last use of the vnode and gives back arg0 RF_OP_OPEN replies (an
+	 * open that is under way in another thread keeps it held).  No answer. */
 	RF_OP_CLOSE = 9,
-	/* For `refault`: variable part: a word ("status", "ping", "stop").  Answer: text packets on the
-	 * same socket, then end of file. */
+	/* For `refault`: variable part: a word ("status", "ping", "stop").  Answer: text packets on
+	 * the same socket, then end of file. */
 	RF_OP_INFO = 10,
-	/* A fork child holds the vnode that its parent opened: count arg0 opens for it. -ESTALE: gone. */
+	/* A fork child holds the vnode that its parent opened: count arg0 opens for it. -ESTALE:
+	   gone. */
 	RF_OP_ADOPT = 11,
 };
 

@@ -45,7 +45,7 @@ enum rf_reason {
 #define RF_X(name, str, text) RF_R_##name,
 	RF_REASON_LIST(RF_X)
 #undef RF_X
-		RF_REASONS
+	    RF_REASONS
 };
 
 static inline const char *rf_reason_name(enum rf_reason r)

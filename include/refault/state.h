@@ -7,8 +7,8 @@
  *	data	one a vnode: the page cache itself.  Its size is the host's i_size.
  *	state	one a vnode: struct rf_vnode, then one 64-bit word a page.
  *	proc	one an attached program: struct rf_proc: slots, answer cells, mapping table.
- *	host	one an agent: struct rf_host, read-only for programs: servers' counters, status table.
- *	twins	one an agent: struct rf_twins: pages as the server last had them.
+ *	host	one an agent: struct rf_host, read-only for programs: servers' counters, status
+ *table. twins	one an agent: struct rf_twins: pages as the server last had them.
  *
  * Trust.  Programs and the agent are of one user, but a program may scribble: the agent checks
  * every index and length that it reads here, follows no pointer, and lets no value here decide
@@ -18,13 +18,13 @@
  * The page word, and who may change it (DESIGN 11; Invariant: a writable PTE => not UPTODATE):
  *
  *	EMPTY      -> UPTODATE    agent, after the page was filled through UFFDIO_COPY
- *	UPTODATE   -> DIRTY       anybody who holds a slot that names the page and has a complete twin
- *	DIRTY      -> WRITEBACK   agent: a flush (or a merge) works on the page
- *	WRITEBACK  -> UPTODATE    agent: the server applied it, no writable PTE is left; the twin is free
- *	WRITEBACK  -> DIRTY       agent: not protectable (slot held too long), refused for now, or merged
- *	UPTODATE   -> WRITEBACK   agent: the page changes in place or is dropped; gen + 1
- *	WRITEBACK  -> EMPTY       agent: dropped (punched), gen + 1
- *	any        -> REJECTED    agent: the server refused the write-back; then EMPTY, gen + 1
+ *	UPTODATE   -> DIRTY       anybody who holds a slot that names the page and has a complete
+ *twin DIRTY      -> WRITEBACK   agent: a flush (or a merge) works on the page WRITEBACK  ->
+ *UPTODATE    agent: the server applied it, no writable PTE is left; the twin is free WRITEBACK  ->
+ *DIRTY       agent: not protectable (slot held too long), refused for now, or merged UPTODATE   ->
+ *WRITEBACK   agent: the page changes in place or is dropped; gen + 1 WRITEBACK  -> EMPTY agent:
+ *dropped (punched), gen + 1 any        -> REJECTED    agent: the server refused the write-back;
+ *then EMPTY, gen + 1
  *
  * Whoever changes a word that others may wait for (WRITEBACK, REJECTED) wakes the futex on its low
  * half.  The generation changes whenever the content changes other than by the programs' own
@@ -129,31 +129,31 @@ static inline bool rf_w_cached(uint64_t w)
 struct rf_vnode {
 	uint64_t magic;
 	uint32_t version;
-	uint32_t id;	 /* 1 .. RF_MAX_VNODES - 1, unique on this host while anybody holds it */
+	uint32_t id;     /* 1 .. RF_MAX_VNODES - 1, unique on this host while anybody holds it */
 	uint32_t server; /* index into rf_host.server */
 	uint32_t pad0;
 	uint64_t fid[2]; /* the server's file id */
 
 	/* written by the agent */
 	_Alignas(64) _Atomic uint32_t invalidate; /* futex: exclusive side of invalidate_lock */
-	_Atomic uint32_t read_gen; /* bumped before a truncate, a punch and a change of size */
+	_Atomic uint32_t read_gen;      /* bumped before a truncate, a punch and a change of size */
 	_Atomic uint64_t cb_expires_at; /* CLOCK_MONOTONIC ns; 0: no promise */
-	_Atomic uint64_t cb_s_seen;	/* server's cb_s_break that the promise was made under */
-	_Atomic uint64_t cb_break;	/* breaks so far */
+	_Atomic uint64_t cb_s_seen;     /* server's cb_s_break that the promise was made under */
+	_Atomic uint64_t cb_break;      /* breaks so far */
 	_Atomic uint64_t dv;
 	_Atomic uint64_t i_size;      /* what this host shows: == the data memfd's size */
 	_Atomic uint64_t server_size; /* as of dv */
 	_Atomic uint32_t errseq;      /* counts write-back errors */
-	_Atomic int32_t wb_err;	      /* errno of the last one */
+	_Atomic int32_t wb_err;       /* errno of the last one */
 	_Atomic uint32_t wb_inflight; /* stores sent and not released: a flush must wait for them */
 	_Atomic uint32_t unstable;    /* applied, but not known to be durable */
 	_Atomic uint64_t capacity;    /* words in this memfd; grows, never shrinks */
-	_Atomic int64_t mtime;	      /* ns */
+	_Atomic int64_t mtime;        /* ns */
 	_Atomic int64_t ctime;
 
 	/* written by programs */
 	_Alignas(64) _Atomic uint32_t dirtied; /* set before every CAS to DIRTY (slot held); hint */
-	_Atomic uint32_t mappings;	       /* a hint for the agent: managed mappings were made */
+	_Atomic uint32_t mappings; /* a hint for the agent: managed mappings were made */
 
 	_Alignas(64) char end[];
 };
@@ -189,7 +189,7 @@ static inline uint64_t rf_claim_page(uint64_t c)
 
 struct rf_slot {
 	_Alignas(64) _Atomic uint64_t claim;
-	_Atomic uint32_t owner; /* thread id; 0: free */
+	_Atomic uint32_t owner; /* thread id that goes to this slot first, 0: none; a hint */
 };
 
 /* Where the agent's answer to one request arrives. */
@@ -197,9 +197,9 @@ enum { RF_CELL_FREE = 0, RF_CELL_BUSY = 1, RF_CELL_DONE = 2 };
 
 struct rf_cell {
 	_Alignas(64) _Atomic uint32_t state; /* futex */
-	_Atomic uint32_t seq;		     /* of the request it waits for; stale answers are ignored */
-	_Atomic int32_t err;		     /* 0 or -errno */
-	_Atomic uint32_t owner;		     /* thread id */
+	_Atomic uint32_t seq;   /* of the request it waits for; stale answers are ignored */
+	_Atomic int32_t err;    /* 0 or -errno */
+	_Atomic uint32_t owner; /* thread id */
 	_Atomic uint64_t ret[2];
 };
 
@@ -213,7 +213,7 @@ enum {
 
 struct rf_map {
 	_Atomic uint64_t start, end; /* addresses, page aligned; end exclusive */
-	_Atomic uint64_t pgoff;	     /* page of the file at start */
+	_Atomic uint64_t pgoff;      /* page of the file at start */
 	_Atomic uint32_t vnode;
 	_Atomic uint32_t flags;
 	_Atomic uint32_t local; /* the library's own index; the agent ignores it */
@@ -232,10 +232,11 @@ struct rf_proc {
 	uint32_t pad0;
 	uint64_t boot; /* rf_host.boot of the agent that made it */
 
-	_Atomic uint32_t agent_gen;  /* agent: + 1 after every restart; pending requests are resent */
+	_Atomic uint32_t
+	    agent_gen; /* agent: + 1 after every restart; pending requests are resent */
 	_Atomic uint32_t slots_used; /* high-water mark of slots[] */
 	_Atomic uint32_t cells_used;
-	_Atomic uint32_t strip_ack;  /* stripper: last order carried out (the socket says so too) */
+	_Atomic uint32_t strip_ack; /* stripper: last order carried out (the socket says so too) */
 
 	_Alignas(64) _Atomic uint32_t map_seq; /* odd while the table changes */
 	_Atomic uint32_t nmaps;
@@ -254,7 +255,7 @@ struct rf_proc {
 
 /* Size and times of a file held on this host, by the device and inode that programs see. */
 struct rf_stat_entry {
-	_Atomic uint32_t seq; /* odd while it changes */
+	_Atomic uint32_t seq;   /* odd while it changes */
 	_Atomic uint32_t vnode; /* 0: empty; RF_STAT_TOMB: was used, go on probing */
 	_Atomic uint64_t dev, ino;
 	_Atomic uint64_t size, blocks;
@@ -307,15 +308,25 @@ static inline uint64_t rf_twins_size(uint32_t n)
 {
 	return rf_twins_pages_off(n) + (uint64_t)n * (RF_PAGE_SIZE + RF_MARK_SIZE);
 }
-static inline void *rf_twin(struct rf_twins *t, uint32_t i)
+/* The n that makes a memfd that large; 0: none does. */
+static inline uint32_t rf_twins_count(uint64_t size)
 {
-	return (char *)t + rf_twins_pages_off(t->n) + (uint64_t)i * RF_PAGE_SIZE;
+	uint64_t n = size / (RF_PAGE_SIZE + RF_MARK_SIZE + 4);
+
+	while (n && rf_twins_size((uint32_t)n) > size)
+		n--;
+	return rf_twins_size((uint32_t)n) == size ? (uint32_t)n : 0;
+}
+/* n: the number of twins, from a place that nobody else can write to. */
+static inline void *rf_twin(struct rf_twins *t, uint32_t n, uint32_t i)
+{
+	return (char *)t + rf_twins_pages_off(n) + (uint64_t)i * RF_PAGE_SIZE;
 }
 /* Bit k of byte i is byte i * 8 + k of the page. */
-static inline _Atomic uint8_t *rf_twin_mark(struct rf_twins *t, uint32_t i)
+static inline _Atomic uint8_t *rf_twin_mark(struct rf_twins *t, uint32_t n, uint32_t i)
 {
-	return (_Atomic uint8_t *)((char *)t + rf_twins_pages_off(t->n) +
-				   (uint64_t)t->n * RF_PAGE_SIZE + (uint64_t)i * RF_MARK_SIZE);
+	return (_Atomic uint8_t *)((char *)t + rf_twins_pages_off(n) + (uint64_t)n * RF_PAGE_SIZE +
+				   (uint64_t)i * RF_MARK_SIZE);
 }
 
 #endif

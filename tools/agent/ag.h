@@ -51,6 +51,7 @@ struct ag {
 	struct rf_host *host;
 	struct rf_twins *twins;
 	uint64_t twins_size;
+	uint32_t ntwins; /* not read from the pool, where programs can write */
 	uint32_t
 	    twin_high; /* no twin at or above was seen in use since the pool was last trimmed */
 

@@ -226,10 +226,9 @@ static void trim_twins(struct ag *ag)
 		}
 		if (!n)
 			continue;
-		fallocate(
-		    ag->twins_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-		    (off_t)(rf_twins_pages_off(ag->twins->n) + ((uint64_t)i << RF_PAGE_SHIFT)),
-		    (off_t)((uint64_t)n << RF_PAGE_SHIFT));
+		fallocate(ag->twins_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			  (off_t)(rf_twins_pages_off(ag->ntwins) + ((uint64_t)i << RF_PAGE_SHIFT)),
+			  (off_t)((uint64_t)n << RF_PAGE_SHIFT));
 		for (uint32_t k = 0; k < n; k++)
 			atomic_store(&ag->twins->owner[i + k], 0);
 		i += n;
@@ -489,8 +488,8 @@ int ag_uffd_open(void)
 }
 
 /*
- * A short slice: woken, we run soon, and do little; what others wait for is latency.  Kernels before
- * 6.12 ignore it.
+ * A short slice: woken, we run soon, and do little; what others wait for is latency.  Kernels
+ * before 6.12 ignore it.
  */
 static void short_slice(void)
 {
@@ -533,7 +532,7 @@ static int host_make(struct ag *ag)
 		return ag->twins_fd;
 	ag->twins = map;
 	ag->twins->version = RF_STATE_VERSION;
-	ag->twins->n = n;
+	ag->twins->n = ag->ntwins = n;
 	atomic_store(&ag->twins->owner[0], OWNER_AGENT); /* see pages.h */
 	ag->twins->magic = RF_MAGIC_TWINS;
 	memcpy(meta.client, ag->client, sizeof(meta.client));
@@ -558,8 +557,12 @@ static int host_adopt(struct ag *ag, const struct ag_keep *k)
 	if (ag->host == MAP_FAILED || ag->twins == MAP_FAILED)
 		return -ENOMEM;
 	/* A program may have scribbled on it; the size is ours. */
-	if (rf_twins_size(ag->twins->n) != ag->twins_size)
+	ag->ntwins = rf_twins_count(ag->twins_size);
+	if (!ag->ntwins)
 		return -EPROTO;
+	ag->twins->magic = RF_MAGIC_TWINS;
+	ag->twins->version = RF_STATE_VERSION;
+	ag->twins->n = ag->ntwins;
 	ag->boot = ag->host->boot;
 	memcpy(ag->client, meta->client, sizeof(ag->client));
 	return 0;

@@ -46,7 +46,7 @@ static void free_twins(struct ag_proc *p)
 {
 	struct ag *ag = p->ag;
 	struct rf_twins *t = ag->twins;
-	unsigned char *used = calloc(1, t->n / 8 + 1);
+	unsigned char *used = calloc(1, ag->ntwins / 8 + 1);
 	struct ag_vnode *vn;
 
 	/* Without memory they stay taken; a lack of twins only makes programs flush sooner. */
@@ -57,7 +57,7 @@ static void free_twins(struct ag_proc *p)
 		if (vn)
 			ag_vn_twins(vn, used);
 	}
-	for (uint32_t i = 1; i < t->n; i++)
+	for (uint32_t i = 1; i < ag->ntwins; i++)
 		if ((atomic_load_explicit(&t->owner[i], memory_order_relaxed) & ~RF_TWIN_MARKED) ==
 			p->id &&
 		    !(used[i / 8] & 1u << i % 8))

@@ -518,12 +518,12 @@ void ag_twin_unmark(struct ag *ag, uint32_t twin)
 {
 	if (!(atomic_fetch_and(&ag->twins->owner[twin], ~RF_TWIN_MARKED) & RF_TWIN_MARKED))
 		return;
-	memset((void *)rf_twin_mark(ag->twins, twin), 0, RF_MARK_SIZE);
+	memset((void *)rf_twin_mark(ag->twins, ag->ntwins, twin), 0, RF_MARK_SIZE);
 }
 
 void ag_twin_free(struct ag *ag, uint32_t twin)
 {
-	if (!twin || twin >= ag->twins->n)
+	if (!twin || twin >= ag->ntwins)
 		return;
 	if (twin >= ag->twin_high)
 		ag->twin_high = twin + 1;
@@ -539,7 +539,7 @@ void ag_vn_twins(struct ag_vnode *vn, unsigned char *used)
 	while (ag_scan_next(&s, &page)) {
 		uint64_t w = atomic_load(&vn->word[page]);
 
-		if (ag_w_twinned(w) && rf_w_twin(w) < vn->ag->twins->n)
+		if (ag_w_twinned(w) && rf_w_twin(w) < vn->ag->ntwins)
 			used[rf_w_twin(w) / 8] |= (unsigned char)(1u << rf_w_twin(w) % 8);
 	}
 }

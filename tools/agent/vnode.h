@@ -96,20 +96,20 @@ void ag_vn_unuse(struct ag_use *u);
 void ag_vn_trim(struct ag *ag, bool all);
 bool ag_vn_mapped(struct ag_vnode *vn);
 
-/* Set the bits of the twins that its words refer to; bitmap of twins->n bits. */
+/* Set the bits of the twins that its words refer to; bitmap of ag->ntwins bits. */
 void ag_vn_twins(struct ag_vnode *vn, unsigned char *used);
 void ag_twin_free(struct ag *ag, uint32_t twin);
 static inline void *ag_twin(struct ag *ag, uint64_t w)
 {
 	uint32_t i = rf_w_twin(w);
-	return i && i < ag->twins->n ? rf_twin(ag->twins, i) : NULL;
+	return i && i < ag->ntwins ? rf_twin(ag->twins, ag->ntwins, i) : NULL;
 }
 /* What is marked as explicitly written, NULL: nothing. */
 static inline _Atomic uint8_t *ag_twin_mark(struct ag *ag, uint64_t w)
 {
 	uint32_t i = rf_w_twin(w);
-	return i && i < ag->twins->n && (atomic_load(&ag->twins->owner[i]) & RF_TWIN_MARKED)
-		   ? rf_twin_mark(ag->twins, i)
+	return i && i < ag->ntwins && (atomic_load(&ag->twins->owner[i]) & RF_TWIN_MARKED)
+		   ? rf_twin_mark(ag->twins, ag->ntwins, i)
 		   : NULL;
 }
 /* It was sent: no marks any more. */
