@@ -385,8 +385,8 @@ bool ag_pass_step(struct ag_pass *p)
 	if (!p->begun)
 		pass_begin(p);
 	while (p->page < p->end) {
-		if (vn->gate || stores_under_way(vn) >= STORES_MAX || vn->vol->srv->state != AG_UP ||
-		    !vn->vol->ready)
+		if (vn->gate || stores_under_way(vn) >= STORES_MAX ||
+		    vn->vol->srv->state != AG_UP || !vn->vol->ready)
 			return false;
 		op = collect(p, &held);
 		if (op) {

@@ -350,7 +350,8 @@ static bool on_answer(struct ag_call *c, struct rf_msg *m, void *payload, size_t
 
 /* ---- sending ---- */
 
-static const rf_error unknown = {.err = EIO, .what = (char *)(uintptr_t)"the server was restarted"};
+static const rf_error unknown = {.err = EIO,
+				 .what = (char *)(uintptr_t) "the server was restarted"};
 
 void ag_op_send(struct ag_op *op)
 {

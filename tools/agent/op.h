@@ -27,9 +27,9 @@ struct ag_op {
 	bool applied; /* once; a repeat is not applied again, here neither */
 	uint64_t seq, request, since;
 	bool durable, may_extend;
-	bool program; /* asked for by a program: it gets the error, nothing is excised */
-	bool gated;   /* vn->gate is ours */
-	bool settle;  /* applied by a server that is gone: only SYNC is left to ask for */
+	bool program;      /* asked for by a program: it gets the error, nothing is excised */
+	bool gated;        /* vn->gate is ours */
+	bool settle;       /* applied by a server that is gone: only SYNC is left to ask for */
 	uint64_t instance; /* of the server that it was sent to */
 
 	struct ag_op_page {

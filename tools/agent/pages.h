@@ -47,10 +47,11 @@ ssize_t ag_diff_all(struct ag_change *c, const void *page, uint64_t off, uint32_
 
 /*
  * Three ways: bytes [from, to) of the page have become theirs on the server.  Where mine == twin
- * and it is not marked take theirs, by compare-and-swap on aligned words, as programs store at the same time; the twin
- * becomes theirs in any case, after the page, so that a crash in between sends too much, never too
- * little.  snap: a snapshot that is in flight, or NULL; bytes in which it differs from the twin are
- * mine whatever the page says now, and are left alone.  theirs points at the byte for `from`.
+ * and it is not marked take theirs, by compare-and-swap on aligned words, as programs store at the
+ * same time; the twin becomes theirs in any case, after the page, so that a crash in between sends
+ * too much, never too little.  snap: a snapshot that is in flight, or NULL; bytes in which it
+ * differs from the twin are mine whatever the page says now, and are left alone.  theirs points at
+ * the byte for `from`.
  */
 void ag_merge(void *page, void *twin, const _Atomic uint8_t *mark, void *snap, const void *theirs,
 	      uint32_t from, uint32_t to);

@@ -582,7 +582,8 @@ static void serve_open(struct ag_req *req)
 	if (r < 0) {
 		snprintf(text, sizeof(text), "server %.40s, volume %.20s: %.40s", srv->addr,
 			 req->vol->name, why);
-		/* ENOENT is of the socket or the volume; the program would take it for the file's. */
+		/* ENOENT is of the socket or the volume; the program would take it for the file's.
+		 */
 		open_answer(req, r == -ENOENT ? -EHOSTDOWN : r, text);
 		return;
 	}
