@@ -7,7 +7,7 @@
 . "$(dirname "$0")/lib.sh"
 
 LEN=65536
-for i in $(seq 1 25); do
+for i in $(seq 1 28); do
 	head -c $LEN /dev/zero | tr '\0' a >"$T/vol/f$i"
 done
 printf 'short' >"$T/vol/short"
@@ -193,6 +193,25 @@ append() {
 		want b 6131623161326232 pread 14 100 0 && want a 8 size 14
 }
 check append-on-two-hosts append
+
+# What was written is in a dirty page when its place is cut off or punched: it is no change of A's
+# any more, and must not win over what is put there afterwards, by A itself or by B.
+cut_dirty() {
+	want a ok open 26 "$T/vol/f26" rw && want a ok open 27 "$T/vol/f26" rwa &&
+		want a ok pwrite 26 100 3132333435363738 && want a ok truncate 26 104 &&
+		want a ok write 27 7a7b7c7d && want a 31323334 pread 26 4 100 &&
+		want a 7a7b7c7d pread 26 4 104 && want a ok fsync 26 &&
+		[ "$(served 26 100 20)" = 313233347a7b7c7d ] && want a 7a7b7c7d pread 26 4 104
+}
+check append-behind-a-cut-write cut_dirty
+punch_dirty() {
+	all 28 a b && want b 61 load 28 0 1 && want a ok pwrite 28 200 31323334 &&
+		want a ok punch 28 200 2 && want b 0000 load 28 200 2 &&
+		want b ok pwrite 28 200 7a7b && want b ok fsync 28 && want a ok fsync 28 &&
+		want a 7a7b3334 pread 28 4 200 && want b 7a7b3334 load 28 200 4 &&
+		[ "$(served 28 200 4)" = 7a7b3334 ]
+}
+check write-to-a-punched-write punch_dirty
 
 background() {
 	all 15 a b && want b 61 load 15 0 1 && want a ok store 15 0 7a &&

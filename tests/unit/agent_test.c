@@ -331,6 +331,24 @@ Test(agent_merge, store_and_zero_keep_to_their_bytes, .init = setup)
 	cr_assert_eq(page[20], twin[20]);
 }
 
+Test(agent_merge, unmarked_is_theirs_again, .init = setup)
+{
+	memset((void *)mark, 0xff, sizeof(mark));
+	ag_unmark(mark, 3, 21);
+	cr_assert(mark[0] == 0x07 && mark[1] == 0x00 && mark[2] == 0xe0 && mark[3] == 0xff);
+	ag_unmark(mark, 33, 35);
+	cr_assert_eq(mark[4], 0xf9);
+	ag_unmark(mark, 40, 40);
+	cr_assert_eq(mark[5], 0xff);
+	ag_unmark(mark, 4088, 4096);
+	cr_assert(mark[510] == 0xff && mark[511] == 0x00);
+	theirs[2] ^= 0xff;
+	theirs[3] ^= 0xff;
+	ag_merge(page, twin, mark, NULL, theirs, 0, 4096);
+	cr_assert_eq(page[2], (unsigned char)(2 * 7));
+	cr_assert_eq(page[3], theirs[3]);
+}
+
 /* ---- the guard ---- */
 
 static void touch(void *p)

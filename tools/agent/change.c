@@ -71,10 +71,16 @@ static bool clean_in_place(struct ag_vnode *vn, uint64_t page, uint64_t w, void 
 	return true;
 }
 
+/*
+ * Cut off or punched.  In a dirty page nothing of it may stay behind as a change, or the zeros
+ * would win over what comes there later: no mark, and no difference to a copy that becomes the
+ * twin.
+ */
 void ag_page_zero(struct ag_vnode *vn, uint64_t page, uint32_t from, uint32_t to)
 {
 	rf_word *word = &vn->word[page];
 	struct touch t = {.page = ag_vn_page(vn, page), .from = from, .to = to};
+	_Atomic uint8_t *mark;
 
 	if (from >= to)
 		return;
@@ -86,6 +92,12 @@ void ag_page_zero(struct ag_vnode *vn, uint64_t page, uint32_t from, uint32_t to
 			ag_guard(do_zero, &t);
 			if (t.twin)
 				ag_zero(t.twin, from, to);
+			t.snap = ag_op_snapshot(vn, page);
+			if (t.snap)
+				ag_zero(t.snap, from, to);
+			mark = ag_twin_mark(vn->ag, w);
+			if (mark)
+				ag_unmark(mark, from, to);
 			return;
 		}
 		if (rf_w_state(w) != RF_PG_UPTODATE || clean_in_place(vn, page, w, do_zero, &t))

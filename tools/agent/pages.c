@@ -213,6 +213,15 @@ void ag_zero(void *page, uint32_t from, uint32_t to)
 	}
 }
 
+void ag_unmark(_Atomic uint8_t *mark, uint32_t from, uint32_t to)
+{
+	for (uint32_t i = from / 8; i * 8 < to; i++) {
+		uint32_t lo = i * 8 < from ? from - i * 8 : 0, hi = to - i * 8 < 8 ? to - i * 8 : 8;
+
+		atomic_fetch_and(&mark[i], (uint8_t) ~((0xffu << lo) & (0xffu >> (8 - hi))));
+	}
+}
+
 /* ---- the guard ---- */
 
 static sigjmp_buf guard_env;

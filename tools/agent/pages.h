@@ -60,6 +60,8 @@ void ag_merge(void *page, void *twin, const _Atomic uint8_t *mark, void *snap, c
 void ag_store(void *page, const void *bytes, uint32_t from, uint32_t to);
 /* The same with zeros. */
 void ag_zero(void *page, uint32_t from, uint32_t to);
+/* What was written to bytes [from, to) is no change any more.  Programs may be marking others. */
+void ag_unmark(_Atomic uint8_t *mark, uint32_t from, uint32_t to);
 
 /* Run fn(arg); -EFAULT if it touched a byte of a page cache that is not there.  Loop thread only.
  */
