@@ -64,21 +64,6 @@ void ag_op_end(struct ag_op *op)
 	free(op);
 }
 
-bool ag_op_has(const struct ag_op *op, uint64_t page)
-{
-	uint32_t lo = 0, hi = op->npages;
-
-	while (lo < hi) {
-		uint32_t mid = lo + (hi - lo) / 2;
-
-		if (op->page[mid].page < page)
-			lo = mid + 1;
-		else
-			hi = mid;
-	}
-	return lo < op->npages && op->page[lo].page == page;
-}
-
 void *ag_op_snapshot(const struct ag_vnode *vn, uint64_t page)
 {
 	struct ag_op *op;
@@ -302,6 +287,48 @@ static void undo(struct ag_op *op)
 	ag_op_end(op);
 }
 
+struct snap {
+	void *to;
+	const void *from;
+};
+
+static void do_snap(void *arg)
+{
+	struct snap *s = arg;
+
+	memcpy(s->to, s->from, RF_PAGE_SIZE);
+}
+
+/*
+ * The connection was lost, and the STORE may have been applied, seen, and overwritten by others: it
+ * is sent again as it was, under its id, and never made anew.  Its pages must not stand still until
+ * then: what is in flight is copied, and they are DIRTY again.  False: it cannot be kept.
+ */
+static bool keep_for_resend(struct ag_op *op)
+{
+	struct ag_vnode *vn = op->vn;
+
+	if (op->state != AG_OP_SENT)
+		return false;
+	for (uint32_t i = 0; i < op->npages; i++) {
+		struct ag_op_page *p = &op->page[i];
+		struct snap s = {p->snap, ag_vn_page(vn, p->page)};
+
+		if (s.to)
+			continue;
+		s.to = malloc(RF_PAGE_SIZE);
+		if (!s.to || ag_guard(do_snap, &s)) {
+			free(s.to);
+			return false;
+		}
+		p->snap = s.to;
+		atomic_store(&vn->st->dirtied, 1);
+		ag_word_move(&vn->word[p->page], p->word, rf_w_to(p->word, RF_PG_DIRTY));
+	}
+	op->state = AG_OP_LOST;
+	return true;
+}
+
 static bool on_answer(struct ag_call *c, struct rf_msg *m, void *payload, size_t len)
 {
 	struct ag_op *op = c->arg;
@@ -312,10 +339,10 @@ static bool on_answer(struct ag_call *c, struct rf_msg *m, void *payload, size_t
 	(void)len;
 	ag_vn_kick(vn);
 	if (!m) {
-		if (op->type == RF_STORE && !op->applied)
-			undo(op);
-		else
+		if (op->type != RF_STORE || op->applied)
 			op->state = AG_OP_LOST;
+		else if (!keep_for_resend(op))
+			undo(op);
 		return false;
 	}
 	switch (m->body.type) {
@@ -362,15 +389,19 @@ void ag_op_send(struct ag_op *op)
 	size_t len = 0;
 
 	if (vn->vol->srv->state != AG_UP || !vn->vol->ready) {
-		if (op->type == RF_STORE && !op->applied)
+		if (op->type == RF_STORE && !op->applied && !op->instance)
 			undo(op);
 		else
 			op->state = AG_OP_LOST; /* ag_ops_resend does it */
 		return;
 	}
 	if (op->instance && op->instance != vn->vol->srv->instance) {
+		/* It does not remember ids of before. */
 		if (op->applied) {
 			op->settle = true;
+		} else if (op->type == RF_STORE) {
+			undo(op);
+			return;
 		} else if (op->type == RF_APPEND) {
 			op_failed(op, &unknown);
 			return;
