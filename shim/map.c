@@ -204,6 +204,8 @@ static struct map_local *local_take(struct ctx *c, struct file *f, uint64_t pgof
 /* Returns the file that the caller must put after it has dropped ctx->lock, or NULL. */
 static struct file *local_drop(struct map_local *l)
 {
+	if (!l) /* somebody scribbled on the table */
+		return NULL;
 	if (atomic_fetch_sub(&l->refs, 1) > 1)
 		return NULL;
 	if (l->copied)
@@ -490,7 +492,7 @@ void *map_mremap(struct ctx *c, void *addr, size_t old_len, size_t new_len, int 
 	if (i >= atomic_load(&c->proc->nmaps) || atomic_load(&c->proc->nmaps) + 3 > RF_MAPS)
 		goto out;
 	entry_load(c, i, &e);
-	if (e.start > lo || e.end < hi)
+	if (e.start > lo || e.end < hi || !e.l)
 		goto out;
 	moved = e;
 	moved.pgoff = e.pgoff + ((lo - e.start) >> RF_PAGE_SHIFT);
@@ -815,7 +817,6 @@ int map_fork_child(struct ctx *c)
 
 	for (uint32_t i = 0; i < c->fork.n && c->fork.e; i++) {
 		e = &c->fork.e[i];
-		r = 0;
 		if (e->flags & RF_MAP_SHARED) {
 			void *p = map_raw(c, e->l->vn, (void *)e->start, e->end - e->start,
 					  MAP_SHARED | MAP_FIXED, e->pgoff << RF_PAGE_SHIFT);
