@@ -30,7 +30,7 @@ struct ag_server;
 struct ag_vnode;
 
 #define AG_FID_CHAINS 1024u
-#define AG_UNUSED_MAX 1024u /* vnodes kept that no program holds */
+#define AG_UNUSED_MAX 1024u /* vnodes kept that no program holds; fewer if descriptors are few */
 
 struct ag {
 	const struct ag_conf *conf;
@@ -47,7 +47,7 @@ struct ag {
 	int listen;
 	int uffd; /* of our own mappings of the page caches */
 	int host_fd, host_ro, twins_fd;
-	struct ag_io *listen_io;
+	struct ag_io *listen_io, *keep_io;
 	struct rf_host *host;
 	struct rf_twins *twins;
 	uint64_t twins_size;
@@ -60,7 +60,7 @@ struct ag {
 	struct ag_server *server[RF_MAX_SERVERS];
 
 	struct ag_vnode **vnode; /* by id, RF_MAX_VNODES */
-	uint32_t last_vnode, vnode_high, nvnodes, nunused;
+	uint32_t last_vnode, vnode_high, nvnodes, nunused, unused_max;
 	struct ag_list fid[AG_FID_CHAINS];
 	struct ag_list unused; /* vnodes that no program holds, the longest unused first */
 

@@ -239,40 +239,41 @@ static void trim_twins(struct ag *ag)
 static void drop_done(struct ag_task *t)
 {
 	t->vn->ag->dropping = false;
+	ag_memory(t->vn->ag);
 }
 
-/* Over budget: files that nobody holds first, then round all others. */
-static void shrink(struct ag *ag)
+/* Files that nobody holds first, then what nobody maps, then round all others. */
+static struct ag_vnode *victim(struct ag *ag)
 {
-	struct ag_vnode *vn, *victim = NULL;
-	struct ag_task *t;
+	struct ag_vnode *vn;
 
-	if (ag->cached <= ag->budget || ag->dropping)
-		return;
-	ag_for_each(vn, &ag->unused, by_use) if (vn->ncached && !ag_vn_busy(vn))
-	{
-		victim = vn;
-		break;
-	}
-	for (uint32_t k = 0; !victim && k < ag->vnode_high; k++) {
+	ag_for_each(vn, &ag->unused, by_use) if (vn->ncached && !ag_vn_busy(vn)) return vn;
+	for (uint32_t k = 0; k < 2 * ag->vnode_high; k++) {
 		ag->drop_hand = ag->drop_hand % ag->vnode_high + 1;
 		vn = ag->vnode[ag->drop_hand];
-		if (vn && vn->ncached && !ag_vn_busy(vn))
-			victim = vn;
+		if (vn && vn->ncached && !ag_vn_busy(vn) &&
+		    (k >= ag->vnode_high || !ag_vn_mapped(vn)))
+			return vn;
 	}
-	if (!victim)
-		return;
-	ag->dropping = true;
-	t = ag_task_new(victim, ag_step_drop);
-	t->page = victim->drop_at;
-	t->size = ag_min(ag->cached - ag->budget + ag->budget / 16, DROP_BATCH);
-	t->done = drop_done;
-	ag_task_post(t);
+	return NULL;
 }
 
 void ag_memory(struct ag *ag)
 {
-	shrink(ag);
+	struct ag_vnode *vn;
+	struct ag_task *t;
+
+	if (ag->cached <= ag->budget || ag->dropping)
+		return;
+	vn = victim(ag);
+	if (!vn)
+		return;
+	ag->dropping = true;
+	t = ag_task_new(vn, ag_step_drop);
+	t->page = vn->drop_at;
+	t->size = ag_min(ag->cached - ag->budget + ag->budget / 16, DROP_BATCH);
+	t->done = drop_done;
+	ag_task_post(t);
 }
 
 /* ---- housekeeping ---- */
@@ -398,6 +399,7 @@ static void on_second(uv_timer_t *h)
 	uint64_t idle = ag_now() - ag->busy_at;
 
 	ag_procs_check(ag);
+	ag_peers_check(ag);
 	look_for_suspend(ag);
 	if (ag->nprocs)
 		ag->busy_at = ag_now();
@@ -430,7 +432,8 @@ void ag_timers(struct ag *ag)
 			   ? (ag->busy_at + ag->conf->idle_ns - now) / AG_MS + 1
 			   : 1000;
 	}
-	uv_timer_start(&ag->second, on_second, wait, 0);
+	if (!uv_is_active((uv_handle_t *)&ag->second) || uv_timer_get_due_in(&ag->second) > wait)
+		uv_timer_start(&ag->second, on_second, wait, 0);
 }
 
 static void on_signal(uv_signal_t *h, int sig)
@@ -644,18 +647,25 @@ static void go_on(struct ag *ag, struct ag_keeptab *tab)
 	for (uint32_t id = 1; id <= ag->vnode_high; id++) {
 		struct ag_vnode *vn = ag->vnode[id];
 
-		if (!vn)
-			continue;
-		/* A lock that the dead one held; whoever waits for it looks again. */
-		if (ag_list_empty(&vn->tasks)) {
-			atomic_store(&vn->st->invalidate, 0);
-			ag_futex_wake(&vn->st->invalidate);
-		}
-		ag_vn_kick(vn);
+		if (vn)
+			ag_vn_kick(vn);
 	}
 	ag_log("going on after a crash: %u programs, %u files", ag->nprocs, ag->nvnodes);
 	ag_settle(ag);
 	ag_for_each(p, &ag->procs, link) ag_proc_resend(p);
+}
+
+/* The supervisor is gone: nothing outlives us from now on, but until then all goes on. */
+static void on_keep(void *arg, int events)
+{
+	struct ag *ag = arg;
+
+	(void)events;
+	ag_log("the supervisor is gone; going on without one");
+	ag_io_del(ag->keep_io);
+	ag->keep_io = NULL;
+	close(ag->keep);
+	ag->keep = -1;
 }
 
 static void lists_init(struct ag *ag)
@@ -687,7 +697,8 @@ static int loop_init(struct ag *ag)
 	uv_signal_start(&ag->term, on_signal, SIGTERM);
 	uv_signal_start(&ag->intr, on_signal, SIGINT);
 	ag->listen_io = ag_io_add(ag, ag->listen, UV_READABLE, ag_peer_accept, ag);
-	return ag->listen_io ? 0 : -ENOMEM;
+	ag->keep_io = ag_io_add(ag, ag->keep, UV_READABLE, on_keep, ag);
+	return ag->listen_io && ag->keep_io ? 0 : -ENOMEM;
 }
 
 int ag_run(struct ag_start *start)
@@ -695,6 +706,7 @@ int ag_run(struct ag_start *start)
 	struct ag_keep *host = ag_keep_find(start->tab, AG_KEEP_HOST, 0);
 	struct ag_keep *listen = ag_keep_find(start->tab, AG_KEEP_LISTEN, 0);
 	struct ag *ag = ag_alloc(sizeof(*ag));
+	struct rlimit rl;
 	const char *what;
 	char link[64];
 	int r;
@@ -711,6 +723,9 @@ int ag_run(struct ag_start *start)
 	ag->life = start->life;
 	ag->listen = listen ? listen->fd[0] : -1;
 	ag->budget = ag->conf->cache_bytes >> RF_PAGE_SHIFT;
+	if (getrlimit(RLIMIT_NOFILE, &rl))
+		rl.rlim_cur = 1024;
+	ag->unused_max = (uint32_t)ag_min(AG_UNUSED_MAX, rl.rlim_cur / 8);
 	ag->started = ag->busy_at = ag_now();
 	ag->asleep = (int64_t)(ag_clock(CLOCK_BOOTTIME) - ag_now());
 	ag->vnode = ag_alloc(RF_MAX_VNODES * sizeof(*ag->vnode));

@@ -101,7 +101,9 @@ void ag_brk(struct ag_vnode *vn, const rf_break *b, const void *payload, size_t 
 	t->conn = srv->conn;
 	t->break_id = b->id;
 	t->done = acknowledge;
-	if (b->known && b->status.promise_ms && ag_vn_valid(vn) && vn->dv == b->dv_before &&
+	/* A file that others cut while it was extended here: what lies between is old, too. */
+	if (b->known && !(vn->size > vn->ssize && b->status.size < vn->ssize) &&
+	    b->status.promise_ms && ag_vn_valid(vn) && vn->dv == b->dv_before &&
 	    (len || !any_dirty(vn, r, n))) {
 		t->step = ag_step_change;
 		t->have_st = true;
@@ -121,5 +123,4 @@ void ag_brk(struct ag_vnode *vn, const rf_break *b, const void *payload, size_t 
 		}
 	}
 	ag_task_post_front(t);
-	ag_tasks_run(vn);
 }

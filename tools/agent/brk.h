@@ -9,7 +9,7 @@
 
 struct ag_server;
 
-/* A BREAK arrived; vn is not busy. */
+/* A BREAK arrived; vn is not busy.  Makes the task that is to run next. */
 void ag_brk(struct ag_vnode *vn, const rf_break *b, const void *payload, size_t len);
 /* Acknowledge; nothing if the connection is another one by now. */
 void ag_brk_ack(struct ag_server *srv, uint32_t conn, uint64_t id);

@@ -526,6 +526,9 @@ void ag_step_change(struct ag_task *t)
 
 static void drop_worked(struct ag_task *t)
 {
+	const struct ag_run *last = t->nruns ? &t->run[t->nruns - 1] : NULL;
+
+	t->vn->drop_at = last ? last->page + last->n : 0;
 	all_gone(t);
 	ag_task_end(t);
 }

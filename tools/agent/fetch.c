@@ -222,6 +222,7 @@ void ag_fetch_fill(struct ag_vnode *vn, uint64_t page, const void *data, size_t 
 		}
 	}
 	ag_vn_kick(vn);
+	ag_memory(vn->ag);
 }
 
 /* ---- STATUS ---- */
@@ -441,6 +442,7 @@ void ag_fetch_pages(struct ag_vnode *vn, uint64_t first, uint64_t end, bool rand
 		s->window = first == 0 || end - first >= WINDOW_MIN ? WINDOW_MIN : 0;
 	}
 	ahead = s->window == WINDOW_MAX ? AHEAD * WINDOW_MAX : s->window;
+	ahead = ag_min(ahead, vn->ag->budget / 8); /* not what would push itself out again */
 	end = ag_max(end, ag_min(first + ahead, RF_PAGES(vn->ssize)));
 	s->start = first;
 	s->next = fetch_missing(vn, first, end, UNDER_WAY_MAX);

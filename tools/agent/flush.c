@@ -286,7 +286,7 @@ void ag_flush_slow(struct ag_op *op, uint64_t now)
 {
 	struct ag_vnode *vn = op->vn;
 
-	if (batch_try(op, now - op->since >= SLOT_WAIT))
+	if (batch_try(op, now >= op->since + SLOT_WAIT))
 		ag_vn_kick(vn);
 }
 

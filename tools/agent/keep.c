@@ -10,9 +10,12 @@
 #include "keep.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+
+#define PATIENCE 2000 /* ms, with a supervisor that does not read */
 
 enum { PUT = 1, DEL = 2 };
 
@@ -116,9 +119,13 @@ static int send_msg(int sock, const struct msg *m, const int *fd, const void *me
 		c->cmsg_len = CMSG_LEN(m->nfd * sizeof(int));
 		memcpy(CMSG_DATA(c), fd, m->nfd * sizeof(int));
 	}
-	do
+	do {
+		struct pollfd p = {.fd = sock, .events = POLLOUT};
+
 		n = sendmsg(sock, &h, MSG_NOSIGNAL);
-	while (n < 0 && errno == EINTR);
+		if (n < 0 && errno == EAGAIN && poll(&p, 1, PATIENCE) == 0)
+			return -ETIMEDOUT;
+	} while (n < 0 && (errno == EINTR || errno == EAGAIN));
 	return n < 0 ? -errno : 0;
 }
 

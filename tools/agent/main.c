@@ -113,22 +113,38 @@ static int be_alone(const struct ag_conf *conf)
 	return fd;
 }
 
+/* The log's descriptor. */
 static int log_open(const struct ag_conf *conf)
 {
 	char path[128], old[128];
 	struct stat st;
-	int null, log;
+	int fd;
 
 	snprintf(path, sizeof(path), "%s/agent.log", conf->dir);
 	snprintf(old, sizeof(old), "%s/agent.log.old", conf->dir);
 	if (!lstat(path, &st) && (st.st_size > LOG_MAX || !S_ISREG(st.st_mode)))
 		rename(path, old);
-	log = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (log < 0)
+	fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+	return fd < 0 ? -errno : fd;
+}
+
+/* The parent leaves; the child has a session of its own, and its errors go to the log. */
+static int background(int log)
+{
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	pid_t pid;
+
+	if (null < 0)
 		return -errno;
-	null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	if (null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(log, 2) < 0)
+	pid = fork();
+	if (pid < 0)
 		return -errno;
+	if (pid)
+		_exit(0);
+	setsid();
+	dup2(null, 0);
+	dup2(null, 1);
+	dup2(log, 2);
 	close(null);
 	close(log);
 	return 0;
@@ -139,8 +155,7 @@ int main(int argc, char **argv)
 	static struct ag_keeptab tab;
 	static struct ag_conf conf;
 	char err[256];
-	int fd, r;
-	pid_t pid;
+	int fd, log = -1, r;
 
 	/* Preloaded things have no business here; once is enough, for the kernel may not know. */
 	if (getenv("LD_PRELOAD")) {
@@ -185,6 +200,13 @@ int main(int argc, char **argv)
 		return fail(
 		    r == -EBUSY ? "another agent holds agent.lock but does not answer" : err, r);
 	}
+	if (conf.daemon) {
+		r = log = log_open(&conf);
+		if (r < 0) {
+			snprintf(err, sizeof(err), "%s/agent.log", conf.dir);
+			return fail(err, r);
+		}
+	}
 	fd = ag_listen_make(&conf);
 	if (fd < 0) {
 		snprintf(err, sizeof(err), "cannot listen at %s/agent.sock", conf.dir);
@@ -195,15 +217,9 @@ int main(int argc, char **argv)
 		return fail("out of memory", -ENOMEM);
 
 	if (conf.daemon) {
-		pid = fork();
-		if (pid < 0)
-			return fail("fork", -errno);
-		if (pid)
-			_exit(0);
-		setsid();
-		r = log_open(&conf);
+		r = background(log);
 		if (r)
-			return fail("agent.log", r);
+			return fail("fork", r);
 	}
 	if (chdir("/"))
 		return fail("/", -errno);

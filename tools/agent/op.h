@@ -59,6 +59,5 @@ uint64_t ag_ops_size(const struct ag_vnode *vn);
 bool ag_ops_done(const struct ag_vnode *vn, uint64_t seq);
 /* What was sent of a page that is DIRTY all the same; NULL if there is no such thing. */
 void *ag_op_snapshot(const struct ag_vnode *vn, uint64_t page);
-bool ag_op_has(const struct ag_op *op, uint64_t page);
 
 #endif

@@ -20,6 +20,7 @@
 
 #define PEERS_MAX 256u
 #define CHUNK (32u * 1024)
+#define SILENCE (30 * AG_SEC)
 
 static void peer_free(struct ag_peer *p, bool close_fd)
 {
@@ -184,6 +185,7 @@ static void take(struct ag *ag, int fd)
 	p->ag = ag;
 	p->fd = fd;
 	p->pid = cred.pid;
+	p->since = ag_now();
 	p->io = ag_io_add(ag, fd, UV_READABLE, on_peer, p);
 	if (!p->io) {
 		close(fd);
@@ -192,6 +194,13 @@ static void take(struct ag *ag, int fd)
 	}
 	ag_list_add(&ag->peers, &p->link);
 	ag->busy_at = ag_now();
+}
+
+void ag_peers_check(struct ag *ag)
+{
+	struct ag_peer *p;
+
+	ag_for_each(p, &ag->peers, link) if (ag_now() - p->since > SILENCE) peer_free(p, true);
 }
 
 void ag_peer_accept(void *arg, int events)

@@ -13,12 +13,16 @@ struct ag_peer {
 	struct ag_io *io;
 	int fd;
 	pid_t pid;
+	uint64_t since;
 	char *text; /* the answer, and how much of it went */
 	size_t len, off;
 };
 
 /* Take all who knock. */
 void ag_peer_accept(void *ag, int events);
+
+/* Those that said nothing for too long go. */
+void ag_peers_check(struct ag *ag);
 
 /* What `refault status` shows; malloc'd. */
 char *ag_info_status(struct ag *ag, size_t *len);

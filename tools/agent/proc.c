@@ -21,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/eventfd.h>
 #include <sys/pidfd.h>
 #include <sys/socket.h>
 
@@ -42,25 +43,33 @@ static int probe(int uffd)
 	return rf_uffd_wp(uffd, PROBE_ADDR, RF_PAGE_SIZE, 1);
 }
 
+static bool owns(struct ag_proc *p, uint32_t twin)
+{
+	uint32_t o = atomic_load_explicit(&p->ag->twins->owner[twin], memory_order_relaxed);
+
+	return (o & ~RF_TWIN_MARKED) == p->id;
+}
+
+/* Twins that a dead program took and that no dirty page refers to.  Most leave none. */
 static void free_twins(struct ag_proc *p)
 {
 	struct ag *ag = p->ag;
-	struct rf_twins *t = ag->twins;
-	unsigned char *used = calloc(1, ag->ntwins / 8 + 1);
-	struct ag_vnode *vn;
+	unsigned char *used;
+	uint32_t i = 1;
 
+	while (i < ag->ntwins && !owns(p, i))
+		i++;
+	if (i == ag->ntwins)
+		return;
 	/* Without memory they stay taken; a lack of twins only makes programs flush sooner. */
+	used = calloc(1, ag->ntwins / 8 + 1);
 	if (!used)
 		return;
-	for (uint32_t id = 1; id <= ag->vnode_high; id++) {
-		vn = ag->vnode[id];
-		if (vn)
-			ag_vn_twins(vn, used);
-	}
-	for (uint32_t i = 1; i < ag->ntwins; i++)
-		if ((atomic_load_explicit(&t->owner[i], memory_order_relaxed) & ~RF_TWIN_MARKED) ==
-			p->id &&
-		    !(used[i / 8] & 1u << i % 8))
+	for (uint32_t id = 1; id <= ag->vnode_high; id++)
+		if (ag->vnode[id])
+			ag_vn_twins(ag->vnode[id], used);
+	for (; i < ag->ntwins; i++)
+		if (owns(p, i) && !(used[i / 8] & 1u << i % 8))
 			ag_twin_free(ag, i);
 	free(used);
 }
@@ -284,6 +293,8 @@ struct ag_proc *ag_proc_attach(struct ag *ag, int conn, pid_t pid, int uffd, int
 		goto nomem;
 	p->pid = pid;
 	p->pidfd = pidfd_open(pid, 0);
+	if (p->pidfd < 0) /* of another pid namespace: its sockets will tell */
+		p->pidfd = eventfd(0, EFD_CLOEXEC);
 	p->mem_fd =
 	    ag_shared("refault-proc", sizeof(struct rf_proc), F_SEAL_SHRINK | F_SEAL_GROW, &map);
 	if (p->pidfd < 0 || p->mem_fd < 0)

@@ -495,8 +495,12 @@ static void dispatch(struct ag_server *srv, void *frame, size_t len, bool queued
 		vn = vnode_of_break(srv, b);
 		if (!vn)
 			ag_brk_ack(srv, srv->conn, b->id);
-		else if (queued || !must_wait(srv, vn, frame, len))
+		else if (queued)
 			ag_brk(vn, b, payload, plen);
+		else if (!must_wait(srv, vn, frame, len)) {
+			ag_brk(vn, b, payload, plen);
+			ag_tasks_run(vn); /* others wait for it */
+		}
 		goto out;
 	}
 	if (m.body.type == RF_INIT_STATE) {

@@ -237,12 +237,12 @@ void ag_task_slow(struct ag_task *t, uint64_t now)
 	struct ag *ag = t->vn->ag;
 
 	if (t->orders) {
-		if (now - t->since < STRIP_WAIT)
+		if (now < t->since + STRIP_WAIT)
 			return;
 		strip_give_up(t);
 	} else {
 		t->safe = !ag_slots_busy(ag, t->vn->id, 0, 0);
-		if (!t->safe && now - t->since < LOCK_WAIT)
+		if (!t->safe && now < t->since + LOCK_WAIT)
 			return;
 		if (!t->safe)
 			ag_debug("%s: a slot was held for more than %d ms", t->vn->path,

@@ -29,6 +29,7 @@
 #include "task.h"
 
 #define WORDS_MIN ((uint64_t)1 << 18)
+#define WORDS_AMPLE ((uint64_t)1 << 28)
 #define SCAN_PLAIN 4096u /* words that are walked without asking for holes */
 
 /* ---- finding ---- */
@@ -60,7 +61,8 @@ static uint64_t words_for(uint64_t pages)
 {
 	uint64_t n = WORDS_MIN;
 
-	while (n < 4 * pages)
+	/* Room to grow, but for files so large that address space is what is short. */
+	while (n < (pages < WORDS_AMPLE ? 4 * pages : pages))
 		n *= 2;
 	return n;
 }
@@ -375,6 +377,9 @@ int ag_vn_adopt(struct ag *ag, const struct ag_keep *k)
 	vn->blocks = (vn->size + 511) / 512;
 	ag_vn_set_size(vn, vn->size);
 	repair(vn);
+	/* A lock that the dead agent held; who waits for it looks again and finds no promise. */
+	atomic_store(&vn->st->invalidate, 0);
+	ag_futex_wake(&vn->st->invalidate);
 	vn->barrier = atomic_exchange(&vn->st->wb_inflight, 0) != 0;
 	if (vn->barrier)
 		atomic_store(&vn->st->unstable, 1);
@@ -457,7 +462,7 @@ void ag_vn_trim(struct ag *ag, bool all)
 
 	ag_for_each(vn, &ag->unused, by_use)
 	{
-		if (!all && ag->nunused <= AG_UNUSED_MAX)
+		if (!all && ag->nunused <= ag->unused_max)
 			break;
 		if (forgettable(vn))
 			vn_forget(vn);
