@@ -80,18 +80,6 @@ static void do_diff(void *arg)
 		       : ag_diff_all(d->change, d->page, d->off, d->limit);
 }
 
-struct snap {
-	void *to;
-	const void *from;
-};
-
-static void do_snap(void *arg)
-{
-	struct snap *s = arg;
-
-	memcpy(s->to, s->from, RF_PAGE_SIZE);
-}
-
 /* Buffers for one batch; what a STORE keeps is copied out of them in its true size. */
 static struct ag_change *scratch(void)
 {
@@ -141,15 +129,12 @@ static int take_page(struct ag_op *op, struct ag_op_page *p, struct ag_change *c
 	if (p->word & RF_W_SYNC)
 		quiet = false;
 	if (!quiet) {
-		struct snap s = {malloc(RF_PAGE_SIZE), d.page};
-
-		if (!s.to || ag_guard(do_snap, &s)) {
-			free(s.to);
+		p->snap = ag_page_dup(d.page);
+		if (!p->snap) {
 			page_undo(vn, p);
 			return 0;
 		}
-		p->snap = s.to;
-		d.page = s.to;
+		d.page = p->snap;
 	}
 	if (ag_guard(do_diff, &d)) {
 		/* A program punched it, past us: there is nothing left to send. */

@@ -287,18 +287,6 @@ static void undo(struct ag_op *op)
 	ag_op_end(op);
 }
 
-struct snap {
-	void *to;
-	const void *from;
-};
-
-static void do_snap(void *arg)
-{
-	struct snap *s = arg;
-
-	memcpy(s->to, s->from, RF_PAGE_SIZE);
-}
-
 /*
  * The connection was lost, and the STORE may have been applied, seen, and overwritten by others: it
  * is sent again as it was, under its id, and never made anew.  Its pages must not stand still until
@@ -312,16 +300,12 @@ static bool keep_for_resend(struct ag_op *op)
 		return false;
 	for (uint32_t i = 0; i < op->npages; i++) {
 		struct ag_op_page *p = &op->page[i];
-		struct snap s = {p->snap, ag_vn_page(vn, p->page)};
 
-		if (s.to)
+		if (p->snap)
 			continue;
-		s.to = malloc(RF_PAGE_SIZE);
-		if (!s.to || ag_guard(do_snap, &s)) {
-			free(s.to);
+		p->snap = ag_page_dup(ag_vn_page(vn, p->page));
+		if (!p->snap)
 			return false;
-		}
-		p->snap = s.to;
 		atomic_store(&vn->st->dirtied, 1);
 		ag_word_move(&vn->word[p->page], p->word, rf_w_to(p->word, RF_PG_DIRTY));
 	}

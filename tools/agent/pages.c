@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "util.h"
@@ -256,6 +257,29 @@ int ag_guard(void (*fn)(void *arg), void *arg)
 	atomic_signal_fence(memory_order_seq_cst);
 	guard_on = 0;
 	return 0;
+}
+
+struct dup {
+	void *to;
+	const void *from;
+};
+
+static void do_dup(void *arg)
+{
+	struct dup *d = arg;
+
+	memcpy(d->to, d->from, RF_PAGE_SIZE);
+}
+
+void *ag_page_dup(const void *page)
+{
+	struct dup d = {malloc(RF_PAGE_SIZE), page};
+
+	if (d.to && ag_guard(do_dup, &d)) {
+		free(d.to);
+		return NULL;
+	}
+	return d.to;
 }
 
 /* ---- the status table ---- */

@@ -67,6 +67,8 @@ void ag_unmark(_Atomic uint8_t *mark, uint32_t from, uint32_t to);
  */
 int ag_guard(void (*fn)(void *arg), void *arg);
 int ag_guard_install(void);
+/* A copy of a page of a page cache, to be freed; NULL: no memory, or it is not there. */
+void *ag_page_dup(const void *page);
 
 /* ---- the status table ---- */
 
