@@ -196,12 +196,13 @@ counter() {
 agent_pids() { socket_pids "$(runtime "$1")/agent.sock"; }
 socket_pids() {
 	local sock=$1 inodes p l
-	inodes=$(awk -v s="$sock" '$8 == s { printf " socket:[%s] ", $7 }' /proc/net/unix)
+	inodes=$(awk -v s="$sock" '$8 == s { printf "socket:[%s] ", $7 }' /proc/net/unix)
 	[ -n "$inodes" ] || return 0
 	for p in /proc/[0-9]*; do
 		case $(readlink "$p/exe" 2>/dev/null) in */refault-agent*) ;; *) continue ;; esac
 		for l in "$p"/fd/*; do
-			case $inodes in *" $(readlink "$l" 2>/dev/null) "*)
+			l=$(readlink "$l" 2>/dev/null) || continue # closed just now
+			case " $inodes" in *" $l "*)
 				echo "${p#/proc/}"
 				break
 				;;
@@ -211,10 +212,11 @@ socket_pids() {
 }
 # The agent proper is the supervisor's child.
 agent_pid() {
-	local all p
+	local all p parent
 	all=" $(agent_pids "$1" | tr '\n' ' ')"
 	for p in $all; do
-		case $all in *" $(awk '/^PPid:/ { print $2 }' "/proc/$p/status" 2>/dev/null) "*)
+		parent=$(awk '/^PPid:/ { print $2 }' "/proc/$p/status" 2>/dev/null)
+		case $all in *" ${parent:-none} "*)
 			echo "$p"
 			return 0
 			;;

@@ -94,7 +94,7 @@ static ssize_t recv_fds(int sock, void *buf, size_t len, int *fd, unsigned n)
 	return r;
 }
 
-static void *map_fd(int fd, size_t len, int prot)
+__attribute__((returns_nonnull)) static void *map_fd(int fd, size_t len, int prot)
 {
 	struct stat st;
 	void *p;
@@ -483,6 +483,8 @@ int main(int argc, char **argv)
 	t = argv[5];
 	need(attach(&p, argv[1]), "ATTACH");
 	need(open_file(&p, argv[2], argv[3], argv[4]), "OPEN");
+	if (!p.proc || !p.twins || !p.word)
+		return 1;
 	if (!strcmp(t, "path"))
 		test_path(&p);
 	else if (!strcmp(t, "stuck"))
