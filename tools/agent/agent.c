@@ -131,7 +131,9 @@ void ag_settle(struct ag *ag)
 	ag->running = true;
 	do {
 		ag->again = false;
-		ag_for_each(srv, &ag->servers, link) if (srv->broken) ag_server_lost(srv);
+		ag_for_each (srv, &ag->servers, link)
+			if (srv->broken)
+				ag_server_lost(srv);
 		ag_opens_serve(ag);
 		while ((vn = ag_first(&ag->kicked, struct ag_vnode, kick))) {
 			ag_list_del(&vn->kick);
@@ -151,10 +153,12 @@ static void on_fast(uv_timer_t *h)
 	struct ag_op *op;
 
 	ag_procs_check(ag);
-	ag_for_each(p, &ag->procs, link) suspects |=
-	    p->suspect && now - p->suspect_at < SUSPECT_FAST;
-	ag_for_each(t, &ag->slow, slow) ag_task_slow(t, now);
-	ag_for_each(op, &ag->slow_ops, slow) ag_flush_slow(op, now);
+	ag_for_each (p, &ag->procs, link)
+		suspects |= p->suspect && now - p->suspect_at < SUSPECT_FAST;
+	ag_for_each (t, &ag->slow, slow)
+		ag_task_slow(t, now);
+	ag_for_each (op, &ag->slow_ops, slow)
+		ag_flush_slow(op, now);
 	ag_settle(ag);
 	if (!suspects && ag_list_empty(&ag->slow) && ag_list_empty(&ag->slow_ops)) {
 		uv_timer_stop(&ag->fast);
@@ -247,7 +251,9 @@ static struct ag_vnode *victim(struct ag *ag)
 {
 	struct ag_vnode *vn;
 
-	ag_for_each(vn, &ag->unused, by_use) if (vn->ncached && !ag_vn_busy(vn)) return vn;
+	ag_for_each (vn, &ag->unused, by_use)
+		if (vn->ncached && !ag_vn_busy(vn))
+			return vn;
 	for (uint32_t k = 0; k < 2 * ag->vnode_high; k++) {
 		ag->drop_hand = ag->drop_hand % ag->vnode_high + 1;
 		vn = ag->vnode[ag->drop_hand];
@@ -282,7 +288,8 @@ static void mass_break_all(struct ag *ag)
 {
 	struct ag_server *srv;
 
-	ag_for_each(srv, &ag->servers, link) ag_server_mass_break(srv, false);
+	ag_for_each (srv, &ag->servers, link)
+		ag_server_mass_break(srv, false);
 }
 
 /* Promises are kept by a clock that stands still while the machine sleeps. */
@@ -578,8 +585,7 @@ static int each(struct ag *ag, struct ag_keeptab *tab, enum ag_keep_kind kind,
 	int r;
 
 	for (unsigned i = 0; i < AG_KEEP_CHAINS; i++)
-		ag_for_each(k, &tab->chain[i], link)
-		{
+		ag_for_each (k, &tab->chain[i], link) {
 			if (k->kind != kind)
 				continue;
 			r = fn(ag, k);
@@ -599,11 +605,11 @@ static int use_adopt(struct ag *ag, const struct ag_keep *k)
 
 	if (k->len != sizeof(*meta))
 		return -EPROTO;
-	ag_for_each(p, &ag->procs, link) if (vn && p->id == (uint32_t)(k->id >> 32))
-	{
-		ag_vn_use(vn, p, meta->opens);
-		break;
-	}
+	ag_for_each (p, &ag->procs, link)
+		if (vn && p->id == (uint32_t)(k->id >> 32)) {
+			ag_vn_use(vn, p, meta->opens);
+			break;
+		}
 	return 0;
 }
 
@@ -639,8 +645,7 @@ static void go_on(struct ag *ag, struct ag_keeptab *tab)
 	stat_adopt(ag);
 	ag_procs_check(ag);
 	/* No promise holds; nothing stays mapped before the servers hear of us. */
-	ag_for_each(srv, &ag->servers, link)
-	{
+	ag_for_each (srv, &ag->servers, link) {
 		srv->ever = true;
 		ag_server_mass_break(srv, true);
 	}
@@ -652,7 +657,8 @@ static void go_on(struct ag *ag, struct ag_keeptab *tab)
 	}
 	ag_log("going on after a crash: %u programs, %u files", ag->nprocs, ag->nvnodes);
 	ag_settle(ag);
-	ag_for_each(p, &ag->procs, link) ag_proc_resend(p);
+	ag_for_each (p, &ag->procs, link)
+		ag_proc_resend(p);
 }
 
 /* The supervisor is gone: nothing outlives us from now on, but until then all goes on. */
@@ -728,7 +734,7 @@ int ag_run(struct ag_start *start)
 	ag->unused_max = (uint32_t)ag_min(AG_UNUSED_MAX, rl.rlim_cur / 8);
 	ag->started = ag->busy_at = ag_now();
 	ag->asleep = (int64_t)(ag_clock(CLOCK_BOOTTIME) - ag_now());
-	ag->vnode = ag_alloc(RF_MAX_VNODES * sizeof(*ag->vnode));
+	ag->vnode = ag_alloc(RF_MAX_VNODES * sizeof(void *));
 	ag->packet = ag_alloc(RF_REQ_MAX);
 	lists_init(ag);
 

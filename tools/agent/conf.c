@@ -188,7 +188,7 @@ int ag_conf_runtime(struct ag_conf *conf, char *err, size_t errlen)
 	const char *env = getenv("REFAULT_RUNTIME_DIR"), *xdg = getenv("XDG_RUNTIME_DIR");
 	unsigned uid = (unsigned)geteuid();
 	char run[64];
-	struct stat st;
+	struct stat st = {0};
 	int n, fd, r;
 
 	snprintf(run, sizeof(run), "/run/user/%u", uid);

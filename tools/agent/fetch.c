@@ -20,6 +20,7 @@
 #include "fetch.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -163,8 +164,8 @@ static void fill_run(struct ag_vnode *vn, uint64_t page, uint64_t n, const unsig
 				return;
 			k = 1;
 		} else if (!k && r != -EAGAIN) {
-			ag_log("%s: page %llu cannot be filled: %s", vn->path,
-			       (unsigned long long)(page + done), strerror(-r));
+			ag_log("%s: page %" PRIu64 " cannot be filled: %s", vn->path, page + done,
+			       strerror(-r));
 			return;
 		}
 		for (; k; k--, done++) {
@@ -339,8 +340,9 @@ static bool under_way(const struct ag_vnode *vn, uint64_t page)
 {
 	struct ag_call *c;
 
-	ag_for_each(c, &vn->fetches,
-		    by_vn) if (page >= c->page && page < c->page + c->npages) return true;
+	ag_for_each (c, &vn->fetches, by_vn)
+		if (page >= c->page && page < c->page + c->npages)
+			return true;
 	return false;
 }
 
@@ -349,7 +351,8 @@ static unsigned calls_under_way(const struct ag_vnode *vn)
 	struct ag_call *c;
 	unsigned n = 0;
 
-	ag_for_each(c, &vn->fetches, by_vn) n++;
+	ag_for_each (c, &vn->fetches, by_vn)
+		n++;
 	return n;
 }
 

@@ -320,7 +320,8 @@ static unsigned stores_under_way(const struct ag_vnode *vn)
 	struct ag_op *op;
 	unsigned n = 0;
 
-	ag_for_each(op, &vn->ops, link) n += op->type == RF_STORE && !op->applied;
+	ag_for_each (op, &vn->ops, link)
+		n += op->type == RF_STORE && !op->applied;
 	return n;
 }
 
@@ -333,8 +334,9 @@ static struct ag_op *collect(struct ag_pass *p, bool *held)
 	struct ag_op *op;
 	uint64_t page;
 
-	ag_for_each(op, &vn->ops, link) for (uint32_t i = 0; i < op->npages; i++) copies |=
-	    op->page[i].snap != NULL;
+	ag_for_each (op, &vn->ops, link)
+		for (uint32_t i = 0; i < op->npages; i++)
+			copies |= op->page[i].snap != NULL;
 	op = NULL;
 	*held = false;
 	while (!*held && !more && ag_scan_next(&s, &page)) {

@@ -53,8 +53,7 @@ char *ag_info_status(struct ag *ag, size_t *len)
 		", restarts %u\n",
 		(int)getpid(), (now - ag->started) / AG_SEC, ag->nprocs,
 		ag->cached << RF_PAGE_SHIFT, dirty << RF_PAGE_SHIFT, ag->life - 1);
-	ag_for_each(srv, &ag->servers, link)
-	{
+	ag_for_each (srv, &ag->servers, link) {
 		if (srv->state == AG_UP)
 			fprintf(f,
 				"server: %s connected instance %" PRIx64 " lease %" PRIu64 "ms\n",
@@ -70,8 +69,8 @@ char *ag_info_status(struct ag *ag, size_t *len)
 	}
 	for (unsigned i = 0; i < RF_REASONS; i++) {
 		sum = ag->count[i] + ag->gone[i];
-		ag_for_each(p, &ag->procs, link) sum +=
-		    atomic_load_explicit(&p->mem->count[i], memory_order_relaxed);
+		ag_for_each (p, &ag->procs, link)
+			sum += atomic_load_explicit(&p->mem->count[i], memory_order_relaxed);
 		fprintf(f, "counter: %s %" PRIu64 "\n", rf_reason_name(i), sum);
 	}
 	free(nd);

@@ -42,7 +42,9 @@ struct ag_keep *ag_keep_find(struct ag_keeptab *tab, enum ag_keep_kind kind, uin
 {
 	struct ag_keep *k;
 
-	ag_for_each(k, chain_of(tab, kind, id), link) if (k->kind == kind && k->id == id) return k;
+	ag_for_each (k, chain_of(tab, kind, id), link)
+		if (k->kind == kind && k->id == id)
+			return k;
 	return NULL;
 }
 

@@ -81,7 +81,7 @@ static bool answers(const char *path)
 
 	if (strlen(path) >= sizeof(sa.sun_path))
 		return false;
-	strcpy(sa.sun_path, path);
+	memcpy(sa.sun_path, path, strlen(path) + 1);
 	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (fd >= 0) {
 		ok = !connect(fd, (struct sockaddr *)&sa, sizeof(sa));

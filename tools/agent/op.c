@@ -68,10 +68,10 @@ void *ag_op_snapshot(const struct ag_vnode *vn, uint64_t page)
 {
 	struct ag_op *op;
 
-	ag_for_each(op, &vn->ops, link) for (uint32_t i = 0; !op->applied && i < op->npages;
-					     i++) if (op->page[i].page == page &&
-						      op->page[i].snap) return op->page[i]
-	    .snap;
+	ag_for_each (op, &vn->ops, link)
+		for (uint32_t i = 0; !op->applied && i < op->npages; i++)
+			if (op->page[i].page == page && op->page[i].snap)
+				return op->page[i].snap;
 	return NULL;
 }
 
@@ -80,8 +80,7 @@ uint64_t ag_ops_size(const struct ag_vnode *vn)
 	uint64_t size = vn->ssize;
 	struct ag_op *op;
 
-	ag_for_each(op, &vn->ops, link)
-	{
+	ag_for_each (op, &vn->ops, link) {
 		if (op->applied)
 			continue;
 		if (op->type == RF_STORE && op->may_extend && op->change.n) {
@@ -447,10 +446,10 @@ void ag_ops_resend(struct ag_vnode *vn)
 	struct ag_op *op;
 	const char *why;
 
-	ag_for_each(op, &vn->ops, link) if (op->state == AG_OP_LOST)
-	{
-		if (ag_volume_ready(vn->vol, 0, &why) <= 0)
-			return;
-		ag_op_send(op);
-	}
+	ag_for_each (op, &vn->ops, link)
+		if (op->state == AG_OP_LOST) {
+			if (ag_volume_ready(vn->vol, 0, &why) <= 0)
+				return;
+			ag_op_send(op);
+		}
 }

@@ -89,7 +89,7 @@ ssize_t ag_diff_all(struct ag_change *c, const void *page, uint64_t off, uint32_
 	if (r && r->off + r->len == off) {
 		r->len += len;
 	} else {
-		if (c->n == c->cap)
+		if (!c->range || c->n == c->cap)
 			return -ENOSPC;
 		c->range[c->n++] = (rf_range){off, len};
 	}

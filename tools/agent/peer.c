@@ -178,7 +178,8 @@ static void take(struct ag *ag, int fd)
 		return;
 	}
 	/* Who connects and says nothing shall not keep others out: the oldest goes. */
-	ag_for_each(p, &ag->peers, link) n++;
+	ag_for_each (p, &ag->peers, link)
+		n++;
 	if (n >= PEERS_MAX)
 		peer_free(ag_first(&ag->peers, struct ag_peer, link), true);
 	p = ag_alloc(sizeof(*p));
@@ -200,7 +201,9 @@ void ag_peers_check(struct ag *ag)
 {
 	struct ag_peer *p;
 
-	ag_for_each(p, &ag->peers, link) if (ag_now() - p->since > SILENCE) peer_free(p, true);
+	ag_for_each (p, &ag->peers, link)
+		if (ag_now() - p->since > SILENCE)
+			peer_free(p, true);
 }
 
 void ag_peer_accept(void *arg, int events)

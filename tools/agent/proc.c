@@ -90,8 +90,7 @@ static void proc_free(struct ag_proc *p)
 	for (unsigned i = 0; i < RF_REASONS; i++)
 		ag->gone[i] += atomic_load_explicit(&p->mem->count[i], memory_order_relaxed);
 	free_twins(p);
-	ag_for_each(u, &p->uses, by_proc)
-	{
+	ag_for_each (u, &p->uses, by_proc) {
 		ag_vn_flush_behind(u->vn);
 		ag_vn_unuse(u);
 	}
@@ -131,7 +130,9 @@ void ag_procs_check(struct ag *ag)
 {
 	struct ag_proc *p;
 
-	ag_for_each(p, &ag->procs, link) if (p->suspect) reap(p);
+	ag_for_each (p, &ag->procs, link)
+		if (p->suspect)
+			reap(p);
 }
 
 static void suspect(struct ag_proc *p)
@@ -242,7 +243,8 @@ static uint32_t id_take(struct ag *ag)
 		bool used = false;
 
 		ag->last_proc = ag->last_proc % 65535 + 1;
-		ag_for_each(p, &ag->procs, link) used |= p->id == ag->last_proc;
+		ag_for_each (p, &ag->procs, link)
+			used |= p->id == ag->last_proc;
 		if (!used)
 			return ag->last_proc;
 	}
@@ -410,8 +412,7 @@ bool ag_slots_busy(struct ag *ag, uint32_t vnode, uint64_t first, uint64_t npage
 {
 	struct ag_proc *p;
 
-	ag_for_each(p, &ag->procs, link)
-	{
+	ag_for_each (p, &ag->procs, link) {
 		uint32_t n = (uint32_t)ag_min(atomic_load(&p->mem->slots_used), RF_SLOTS);
 
 		for (uint32_t i = 0; i < n; i++) {
@@ -473,7 +474,9 @@ bool ag_procs_map(struct ag *ag, uint32_t vnode)
 {
 	struct ag_proc *p;
 
-	ag_for_each(p, &ag->procs, link) if (ag_proc_maps(p, vnode)) return true;
+	ag_for_each (p, &ag->procs, link)
+		if (ag_proc_maps(p, vnode))
+			return true;
 	return false;
 }
 
@@ -546,8 +549,7 @@ int ag_procs_protect(struct ag *ag, uint32_t vnode, uint64_t first, uint64_t las
 	struct ag_proc *p;
 	int r;
 
-	ag_for_each(p, &ag->procs, link)
-	{
+	ag_for_each (p, &ag->procs, link) {
 		r = protect_proc(p, vnode, first, last);
 		if (r)
 			return r;

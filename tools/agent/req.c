@@ -100,9 +100,9 @@ void ag_req_forget_proc(struct ag_proc *p)
 		/* Parts of a flush of all go on for nobody. */
 		for (uint32_t id = 1; req->parts && id <= p->ag->vnode_high; id++)
 			if (p->ag->vnode[id])
-				ag_for_each(part, &p->ag->vnode[id]->reqs,
-					    link) if (part->parent == req) part->parent = NULL,
-									   req->parts--;
+				ag_for_each (part, &p->ag->vnode[id]->reqs, link)
+					if (part->parent == req)
+						part->parent = NULL, req->parts--;
 		req_free(req);
 	}
 }
@@ -163,8 +163,7 @@ void ag_reqs_fail(struct ag_vnode *vn, uint64_t first, uint64_t end, int err)
 {
 	struct ag_req *req;
 
-	ag_for_each(req, &vn->reqs, link)
-	{
+	ag_for_each (req, &vn->reqs, link) {
 		uint64_t a = req->q.arg[0], n = ag_max(req->q.arg[1], 1);
 
 		if (req->q.op == RF_OP_FAULT && a < end && (n >= UINT64_MAX - a || a + n > first))
@@ -215,12 +214,12 @@ static int flush_error(struct ag_req *req)
 		return req->err;
 	if (!(req->q.arg[2] & RF_FLUSH_ERROR) || !req->proc)
 		return 0;
-	ag_for_each(u, &vn->uses, by_vnode) if (u->proc == req->proc && u->errseq != now)
-	{
-		u->errseq = now;
-		if (req->q.arg[3] != now)
-			return -atomic_load(&vn->st->wb_err);
-	}
+	ag_for_each (u, &vn->uses, by_vnode)
+		if (u->proc == req->proc && u->errseq != now) {
+			u->errseq = now;
+			if (req->q.arg[3] != now)
+				return -atomic_load(&vn->st->wb_err);
+		}
 	return 0;
 }
 
@@ -228,8 +227,9 @@ static void errors_told(struct ag_req *req)
 {
 	struct ag_use *u;
 
-	ag_for_each(u, &req->vn->uses, by_vnode) if (u->proc == req->proc) u->errseq =
-	    atomic_load(&req->vn->st->errseq);
+	ag_for_each (u, &req->vn->uses, by_vnode)
+		if (u->proc == req->proc)
+			u->errseq = atomic_load(&req->vn->st->errseq);
 }
 
 /* There is nothing that a server would have to be told. */
@@ -294,18 +294,19 @@ void ag_reqs_op_error(struct ag_vnode *vn, const struct ag_op *op, int err)
 
 	if (op->program)
 		return;
-	ag_for_each(req, &vn->reqs, link) if (req->q.op == RF_OP_FLUSH && !req->err &&
-					      (!req->passed || req->op_seq >= op->seq)) req->err =
-	    err;
+	ag_for_each (req, &vn->reqs, link)
+		if (req->q.op == RF_OP_FLUSH && !req->err &&
+		    (!req->passed || req->op_seq >= op->seq))
+			req->err = err;
 }
 
 void ag_reqs_op_lost(struct ag_vnode *vn, const struct ag_op *op)
 {
 	struct ag_req *req;
 
-	ag_for_each(req, &vn->reqs,
-		    link) if (req->q.op == RF_OP_FLUSH && (!req->passed || req->op_seq >= op->seq))
-	    pass_again(req);
+	ag_for_each (req, &vn->reqs, link)
+		if (req->q.op == RF_OP_FLUSH && (!req->passed || req->op_seq >= op->seq))
+			pass_again(req);
 }
 
 static struct ag_req *flush_new(struct ag_vnode *vn, struct ag_proc *p, const struct rf_req *q)
@@ -601,14 +602,17 @@ void ag_opens_serve(struct ag *ag)
 {
 	struct ag_req *req;
 
-	ag_for_each(req, &ag->opens, link) serve_open(req);
+	ag_for_each (req, &ag->opens, link)
+		serve_open(req);
 }
 
 bool ag_req_wants(const struct ag_server *srv)
 {
 	struct ag_req *req;
 
-	ag_for_each(req, &srv->ag->opens, link) if (req->vol->srv == srv) return true;
+	ag_for_each (req, &srv->ag->opens, link)
+		if (req->vol->srv == srv)
+			return true;
 	return false;
 }
 
@@ -654,8 +658,7 @@ void ag_reqs_serve(struct ag_vnode *vn)
 {
 	struct ag_req *req;
 
-	ag_for_each(req, &vn->reqs, link)
-	{
+	ag_for_each (req, &vn->reqs, link) {
 		switch (req->q.op) {
 		case RF_OP_OPEN:
 			finish_open(req);
@@ -682,14 +685,14 @@ static void close_vnode(struct ag_proc *p, struct ag_vnode *vn, uint64_t opens)
 {
 	struct ag_use *u;
 
-	ag_for_each(u, &vn->uses, by_vnode) if (u->proc == p)
-	{
-		if (u->opens > opens)
-			u->opens -= (uint32_t)opens;
-		else
-			ag_vn_unuse(u);
-		break;
-	}
+	ag_for_each (u, &vn->uses, by_vnode)
+		if (u->proc == p) {
+			if (u->opens > opens)
+				u->opens -= (uint32_t)opens;
+			else
+				ag_vn_unuse(u);
+			break;
+		}
 	ag_vn_trim(p->ag, false);
 }
 

@@ -55,8 +55,7 @@ struct ag_server *ag_server_get(struct ag *ag, const char *addr)
 	struct ag_server *srv;
 	unsigned n = 0;
 
-	ag_for_each(srv, &ag->servers, link)
-	{
+	ag_for_each (srv, &ag->servers, link) {
 		if (!strcmp(srv->addr, addr))
 			return srv;
 		n++;
@@ -84,7 +83,9 @@ struct ag_volume *ag_volume_get(struct ag_server *srv, const char *name)
 {
 	struct ag_volume *vol;
 
-	ag_for_each(vol, &srv->volumes, link) if (!strcmp(vol->name, name)) return vol;
+	ag_for_each (vol, &srv->volumes, link)
+		if (!strcmp(vol->name, name))
+			return vol;
 	vol = ag_alloc(sizeof(*vol));
 	vol->srv = srv;
 	vol->name = ag_memdup(name, strlen(name) + 1);
@@ -137,7 +138,8 @@ static void queue(struct ag_server *srv, const struct iovec *iov, int n, size_t 
 	for (int i = 0; i < n; i++) {
 		size_t k = iov[i].iov_len, s = ag_min(skip, k);
 
-		memcpy(tx->data + at, (char *)iov[i].iov_base + s, k - s);
+		if (k > s)
+			memcpy(tx->data + at, (char *)iov[i].iov_base + s, k - s);
 		at += k - s;
 		skip -= s;
 	}
@@ -185,23 +187,23 @@ static void flush_tx(struct ag_server *srv)
 {
 	struct tx *tx;
 
-	while ((tx = ag_first(&srv->tx, struct tx, link))) {
-		ssize_t n = send(srv->fd, tx->data + tx->off, tx->len - tx->off,
-				 MSG_NOSIGNAL | MSG_DONTWAIT);
+	ag_for_each (tx, &srv->tx, link) {
+		while (tx->off < tx->len) {
+			ssize_t n = send(srv->fd, tx->data + tx->off, tx->len - tx->off,
+					 MSG_NOSIGNAL | MSG_DONTWAIT);
 
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0 && errno == EAGAIN)
-			return;
-		if (n < 0) {
-			broken(srv, -errno, strerror(errno));
-			return;
+			if (n < 0 && errno == EINTR)
+				continue;
+			if (n < 0 && errno == EAGAIN)
+				return;
+			if (n < 0) {
+				broken(srv, -errno, strerror(errno));
+				return;
+			}
+			tx->off += (size_t)n;
 		}
-		tx->off += (size_t)n;
-		if (tx->off == tx->len) {
-			ag_list_del(&tx->link);
-			free(tx);
-		}
+		ag_list_del(&tx->link);
+		free(tx);
 	}
 	ag_io_events(srv->io, UV_READABLE);
 }
@@ -252,9 +254,10 @@ void ag_server_kick(struct ag_server *srv)
 {
 	struct ag_vnode *vn;
 
-	ag_for_each(vn, &srv->vnodes, by_server) if (!ag_list_empty(&vn->reqs) ||
-						     !ag_list_empty(&vn->ops) || vn->want_valid ||
-						     vn->target) ag_vn_kick(vn);
+	ag_for_each (vn, &srv->vnodes, by_server)
+		if (!ag_list_empty(&vn->reqs) || !ag_list_empty(&vn->ops) || vn->want_valid ||
+		    vn->target)
+			ag_vn_kick(vn);
 	srv->ag->again = true; /* the opens */
 }
 
@@ -339,7 +342,8 @@ static bool on_hello(struct ag_call *c, struct rf_msg *m, void *payload, size_t 
 	srv->backoff = BACKOFF_MIN;
 	srv->pinged = 0;
 	schedule(srv, r->lease_ms / 3);
-	ag_for_each(vol, &srv->volumes, link) ask_volume(vol);
+	ag_for_each (vol, &srv->volumes, link)
+		ask_volume(vol);
 	return false;
 }
 
@@ -384,8 +388,7 @@ static bool on_pong(struct ag_call *c, struct rf_msg *m, void *payload, size_t l
 		return false;
 	}
 	srv->pinged = 0;
-	ag_for_each(vn, &srv->vnodes, by_server)
-	{
+	ag_for_each (vn, &srv->vnodes, by_server) {
 		/* What a program's stripper took back stays so. */
 		if (vn->until > now && atomic_load(&vn->st->cb_expires_at) > now &&
 		    until > vn->until)
@@ -427,8 +430,7 @@ void ag_server_mass_break(struct ag_server *srv, bool before_hello)
 	srv->mass++;
 	if (srv->index != UINT32_MAX)
 		atomic_fetch_add(&srv->ag->host->server[srv->index].cb_s_break, 1);
-	ag_for_each(vn, &srv->vnodes, by_server)
-	{
+	ag_for_each (vn, &srv->vnodes, by_server) {
 		struct ag_task *t;
 
 		ag_vn_unpromise(vn);
@@ -452,10 +454,9 @@ static struct ag_vnode *vnode_of_break(struct ag_server *srv, const rf_break *b)
 {
 	struct ag_volume *vol;
 
-	ag_for_each(vol, &srv->volumes,
-		    link) if (vol->ready &&
-			      vol->handle == b->volume) return ag_vn_find(srv->ag, vol,
-									  &b->status.fid);
+	ag_for_each (vol, &srv->volumes, link)
+		if (vol->ready && vol->handle == b->volume)
+			return ag_vn_find(srv->ag, vol, &b->status.fid);
 	return NULL;
 }
 
@@ -508,11 +509,11 @@ static void dispatch(struct ag_server *srv, void *frame, size_t len, bool queued
 		ag_server_mass_break(srv, false);
 		goto out;
 	}
-	ag_for_each(it, &srv->calls, link) if (it->xid == m.xid)
-	{
-		c = it;
-		break;
-	}
+	ag_for_each (it, &srv->calls, link)
+		if (it->xid == m.xid) {
+			c = it;
+			break;
+		}
 	if (!c || !m.xid) {
 		ag_server_garbage(srv, "an answer that nobody waits for");
 		goto out;
@@ -600,9 +601,10 @@ static bool wanted(struct ag_server *srv)
 
 	if (ag_req_wants(srv))
 		return true;
-	ag_for_each(vn, &srv->vnodes, by_server) if (!ag_list_empty(&vn->reqs) ||
-						     ag_vn_unclean(vn) || vn->want_valid ||
-						     ag_vn_mapped(vn)) return true;
+	ag_for_each (vn, &srv->vnodes, by_server)
+		if (!ag_list_empty(&vn->reqs) || ag_vn_unclean(vn) || vn->want_valid ||
+		    ag_vn_mapped(vn))
+			return true;
 	return false;
 }
 
@@ -703,16 +705,18 @@ void ag_server_lost(struct ag_server *srv)
 	srv->conn++;
 	rf_rx_free(&srv->rx);
 	rf_rx_init(&srv->rx);
-	while ((tx = ag_first(&srv->tx, struct tx, link))) {
+	ag_for_each (tx, &srv->tx, link) {
 		ag_list_del(&tx->link);
 		free(tx);
 	}
-	ag_for_each(vol, &srv->volumes, link) vol->ready = vol->asked = false;
+	ag_for_each (vol, &srv->volumes, link)
+		vol->ready = vol->asked = false;
 	if (was_up) {
 		ag_log("%s: connection lost: %s", srv->addr, srv->why);
 		ag_server_mass_break(srv, true);
 	}
-	while ((c = ag_first(&srv->calls, struct ag_call, link))) {
+	/* Who is told may not make new calls: the server is down. */
+	ag_for_each (c, &srv->calls, link) {
 		ag_list_del(&c->link);
 		c->reply(c, NULL, NULL, 0);
 		ag_list_del(&c->by_vn);

@@ -150,8 +150,7 @@ void ag_task_strip(struct ag_task *t, ag_step next)
 	t->step = next;
 	t->since = ag_now();
 	ag_count(ag, RF_R_STRIP, 1);
-	ag_for_each(p, &ag->procs, link)
-	{
+	ag_for_each (p, &ag->procs, link) {
 		struct rf_strip s = {.seq = p->strip_seq + 1, .vnode = vn->id};
 		struct order *o;
 
@@ -193,11 +192,11 @@ void ag_task_stripped(struct ag_proc *p, const struct rf_strip *s)
 {
 	struct order *o;
 
-	ag_for_each(o, &p->orders, link) if (o->seq == s->seq)
-	{
-		order_end(o);
-		return;
-	}
+	ag_for_each (o, &p->orders, link)
+		if (o->seq == s->seq) {
+			order_end(o);
+			return;
+		}
 }
 
 void ag_task_forget_proc(struct ag_proc *p)
@@ -206,7 +205,7 @@ void ag_task_forget_proc(struct ag_proc *p)
 	struct order *o;
 
 	/* A program that is gone is as good as an answer; one that lost its stripper is not. */
-	while ((o = ag_first(&p->orders, struct order, link))) {
+	ag_for_each (o, &p->orders, link) {
 		if (o->task && lost)
 			o->task->stripped = false;
 		order_end(o);
@@ -220,15 +219,16 @@ static void strip_give_up(struct ag_task *t)
 	struct ag_proc *p;
 	struct order *o;
 
-	ag_for_each(p, &ag->procs, link) ag_for_each(o, &p->orders, link) if (o->task == t)
-	{
-		o->task = NULL;
-		if (ag_proc_dead(p))
-			continue;
-		t->stripped = false;
-		ag_log("%s: the stripper of program %d did not answer within %d ms", t->vn->path,
-		       (int)p->pid, (int)(STRIP_WAIT / AG_MS));
-	}
+	ag_for_each (p, &ag->procs, link)
+		ag_for_each (o, &p->orders, link)
+			if (o->task == t) {
+				o->task = NULL;
+				if (ag_proc_dead(p))
+					continue;
+				t->stripped = false;
+				ag_log("%s: the stripper of program %d did not answer within %d ms",
+				       t->vn->path, (int)p->pid, (int)(STRIP_WAIT / AG_MS));
+			}
 	t->orders = 0;
 }
 
@@ -262,11 +262,12 @@ void ag_task_punch(struct ag_task *t, uint64_t page)
 		r->n++;
 		return;
 	}
-	if (t->nruns == t->runs_cap) {
+	if (!t->run || t->nruns == t->runs_cap) {
 		t->runs_cap = t->runs_cap ? 2 * t->runs_cap : 16;
 		t->run = ag_realloc(t->run, t->runs_cap * sizeof(*r));
 	}
-	t->run[t->nruns++] = (struct ag_run){page, 1};
+	r = &t->run[t->nruns++];
+	*r = (struct ag_run){page, 1};
 }
 
 /* In a worker thread. */

@@ -45,8 +45,9 @@ struct ag_vnode *ag_vn_find(struct ag *ag, const struct ag_volume *vol, const rf
 {
 	struct ag_vnode *vn;
 
-	ag_for_each(vn, fid_chain(ag, fid), by_fid) if (vn->vol == vol && vn->fid.ino == fid->ino &&
-							vn->fid.gen == fid->gen) return vn;
+	ag_for_each (vn, fid_chain(ag, fid), by_fid)
+		if (vn->vol == vol && vn->fid.ino == fid->ino && vn->fid.gen == fid->gen)
+			return vn;
 	return NULL;
 }
 
@@ -460,8 +461,7 @@ void ag_vn_trim(struct ag *ag, bool all)
 {
 	struct ag_vnode *vn;
 
-	ag_for_each(vn, &ag->unused, by_use)
-	{
+	ag_for_each (vn, &ag->unused, by_use) {
 		if (!all && ag->nunused <= ag->unused_max)
 			break;
 		if (forgettable(vn))
@@ -476,7 +476,9 @@ struct ag_use *ag_vn_use(struct ag_vnode *vn, struct ag_proc *p, uint32_t opens)
 	struct ag_keep_use meta;
 	struct ag_use *u;
 
-	ag_for_each(u, &vn->uses, by_vnode) if (u->proc == p) goto found;
+	ag_for_each (u, &vn->uses, by_vnode)
+		if (u->proc == p)
+			goto found;
 	u = calloc(1, sizeof(*u));
 	if (!u)
 		return NULL;
