@@ -4,15 +4,14 @@
  *
  * The files, in the order in which one depends on another:
  *
- *	conf keep super		options; what outlives a crash; the supervisor
- *	pages stat		pure: page words, diff, merge; the status table
- *	ag run io		context, "what is left to do before we sleep", descriptors
- *	proc peer		attached programs; connections that are not one yet
+ *	main conf keep super	start, options; what outlives a crash; the supervisor
+ *	pages			pure: page words, diff, merge, the guard, the status table
+ *	agent io		context, loop, timers, memory, going on after a crash; descriptors
+ *	peer proc		connections that are not a program yet; attached programs
  *	task			work that needs a vnode for itself: invalidate_lock, strips, workers
  *	vnode change fetch	files: made; dropped, resized, changed, stripped; validated, filled
  *	op flush		changes on their way to the server; write-back
- *	brk			breaks, mass breaks
- *	server			connections to servers, leases
+ *	brk server		breaks; connections to servers, leases, mass breaks
  *	req info		requests of programs; the status text
  */
 #ifndef AGENT_AG_H

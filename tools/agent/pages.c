@@ -30,22 +30,34 @@ bool ag_word_move(rf_word *word, uint64_t w, uint64_t to)
 
 /* ---- diff ---- */
 
-/* One more changed byte at off. */
-static bool put_byte(struct ag_change *c, uint64_t off, unsigned char b)
+/* n more changed bytes at off. */
+static bool put(struct ag_change *c, uint64_t off, const unsigned char *b, uint32_t n)
 {
 	rf_range *r = c->n ? &c->range[c->n - 1] : NULL;
 
-	if (c->len == c->size)
+	if (c->size - c->len < n)
 		return false;
 	if (r && r->off + r->len == off) {
-		r->len++;
+		r->len += n;
 	} else {
-		if (c->n == c->cap)
+		if (!c->range || c->n == c->cap)
 			return false;
-		c->range[c->n++] = (rf_range){off, 1};
+		c->range[c->n++] = (rf_range){off, n};
 	}
-	c->data[c->len++] = b;
+	memcpy(c->data + c->len, b, n);
+	c->len += n;
 	return true;
+}
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "byte k of a word is bits 8k and up");
+
+/* A bit for each byte of x that is not zero. */
+static unsigned bytes_set(uint64_t x)
+{
+	const uint64_t low = 0x7f7f7f7f7f7f7f7fu;
+	uint64_t high = (((x & low) + low) | x) & ~low;
+
+	return (unsigned)((high >> 7) * 0x0102040810204080u >> 56);
 }
 
 ssize_t ag_diff(struct ag_change *c, const void *page, const void *twin,
@@ -58,23 +70,28 @@ ssize_t ag_diff(struct ag_change *c, const void *page, const void *twin,
 
 	for (uint32_t i = 0; i * 8 < limit; i++) {
 		/* Read once: a program may be storing. */
-		uint64_t a = p[i], b = t[i], x = a ^ b;
+		const uint64_t a = p[i], x = a ^ t[i];
 		unsigned m = mark ? atomic_load_explicit(&mark[i], memory_order_relaxed) : 0;
+		unsigned char b[8];
 
 		if (!x && !m)
 			continue;
-		for (uint32_t k = 0; k < 8 && i * 8 + k < limit; k++) {
-			unsigned char ab[8], xb[8];
+		m |= bytes_set(x);
+		if (limit - i * 8 < 8)
+			m &= (1u << (limit - i * 8)) - 1;
+		memcpy(b, &a, 8);
+		while (m) {
+			unsigned from = (unsigned)__builtin_ctz(m);
+			unsigned to = from + (unsigned)__builtin_ctz(~(m >> from));
 
-			memcpy(ab, &a, 8);
-			memcpy(xb, &x, 8);
-			if ((xb[k] || (m >> k & 1)) && !put_byte(c, off + i * 8 + k, ab[k])) {
+			if (!put(c, off + i * 8 + from, b + from, to - from)) {
 				c->n = n;
 				c->len = len;
 				if (n)
 					c->range[n - 1].len = last;
 				return -ENOSPC;
 			}
+			m &= ~0u << to;
 		}
 	}
 	return (ssize_t)(c->len - len);
@@ -82,20 +99,7 @@ ssize_t ag_diff(struct ag_change *c, const void *page, const void *twin,
 
 ssize_t ag_diff_all(struct ag_change *c, const void *page, uint64_t off, uint32_t len)
 {
-	rf_range *r = c->n ? &c->range[c->n - 1] : NULL;
-
-	if (c->size - c->len < len)
-		return -ENOSPC;
-	if (r && r->off + r->len == off) {
-		r->len += len;
-	} else {
-		if (!c->range || c->n == c->cap)
-			return -ENOSPC;
-		c->range[c->n++] = (rf_range){off, len};
-	}
-	memcpy(c->data + c->len, page, len);
-	c->len += len;
-	return (ssize_t)len;
+	return put(c, off, page, len) ? (ssize_t)len : -ENOSPC;
 }
 
 /* ---- merge and stores ---- */
