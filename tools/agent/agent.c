@@ -246,19 +246,23 @@ static void drop_done(struct ag_task *t)
 	ag_memory(t->vn->ag);
 }
 
+static bool droppable(const struct ag_vnode *vn)
+{
+	return vn->ncached && !ag_vn_busy(vn) && ag_now() >= vn->no_drop;
+}
+
 /* Files that nobody holds first, then what nobody maps, then round all others. */
 static struct ag_vnode *victim(struct ag *ag)
 {
 	struct ag_vnode *vn;
 
 	ag_for_each (vn, &ag->unused, by_use)
-		if (vn->ncached && !ag_vn_busy(vn))
+		if (droppable(vn))
 			return vn;
 	for (uint32_t k = 0; k < 2 * ag->vnode_high; k++) {
 		ag->drop_hand = ag->drop_hand % ag->vnode_high + 1;
 		vn = ag->vnode[ag->drop_hand];
-		if (vn && vn->ncached && !ag_vn_busy(vn) &&
-		    (k >= ag->vnode_high || !ag_vn_mapped(vn)))
+		if (vn && droppable(vn) && (k >= ag->vnode_high || !ag_vn_mapped(vn)))
 			return vn;
 	}
 	return NULL;

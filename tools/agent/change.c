@@ -63,8 +63,7 @@ static bool clean_in_place(struct ag_vnode *vn, uint64_t page, uint64_t w, void 
 		return false;
 	if (ag_guard(fn, t)) { /* a program punched it */
 		ag_word_move(word, busy, rf_w_clean(busy, RF_PG_EMPTY, 0));
-		vn->ncached--;
-		vn->ag->cached--;
+		ag_vn_cached(vn, false);
 		return true;
 	}
 	ag_word_move(word, busy, rf_w_clean(busy, RF_PG_UPTODATE, 0));
@@ -191,10 +190,8 @@ static void gone(struct ag_vnode *vn, uint64_t first, uint64_t end)
 		if ((rf_w_state(w) != RF_PG_WRITEBACK && rf_w_state(w) != RF_PG_REJECTED) ||
 		    ag_w_twinned(w))
 			continue;
-		if (ag_word_move(word, w, rf_w_clean(w, RF_PG_EMPTY, 0))) {
-			vn->ncached--;
-			vn->ag->cached--;
-		}
+		if (ag_word_move(word, w, rf_w_clean(w, RF_PG_EMPTY, 0)))
+			ag_vn_cached(vn, false);
 	}
 }
 
@@ -529,6 +526,11 @@ static void drop_worked(struct ag_task *t)
 	const struct ag_run *last = t->nruns ? &t->run[t->nruns - 1] : NULL;
 
 	t->vn->drop_at = last ? last->page + last->n : 0;
+	if (!last) {
+		/* All that is left is dirty, or was never there. */
+		ag_vn_recount(t->vn);
+		t->vn->no_drop = ag_now() + AG_SEC;
+	}
 	all_gone(t);
 	ag_task_end(t);
 }

@@ -174,8 +174,7 @@ static void fill_run(struct ag_vnode *vn, uint64_t page, uint64_t n, const unsig
 
 			if (rf_w_state(w) == RF_PG_EMPTY &&
 			    ag_word_move(word, w, rf_w_clean(w, RF_PG_UPTODATE, 0))) {
-				vn->ncached++;
-				ag->cached++;
+				ag_vn_cached(vn, true);
 				ag_count(ag, RF_R_FETCH_PAGE, 1);
 			}
 		}

@@ -561,6 +561,17 @@ uint64_t ag_vn_ndirty(struct ag_vnode *vn)
 	return n;
 }
 
+void ag_vn_recount(struct ag_vnode *vn)
+{
+	struct ag_scan s = ag_scan(vn, 0, ag_vn_pages(vn));
+	uint64_t page, n = 0;
+
+	while (ag_scan_next(&s, &page))
+		n += rf_w_state(atomic_load(&vn->word[page])) != RF_PG_EMPTY;
+	vn->ag->cached += n - vn->ncached;
+	vn->ncached = n;
+}
+
 bool ag_vn_dirty_in(struct ag_vnode *vn, uint64_t off, uint64_t len)
 {
 	struct ag_scan s =

@@ -73,6 +73,7 @@ struct ag_vnode {
 	} stream[AG_STREAMS];
 	uint32_t stream_hand;
 	uint64_t drop_at; /* the next page to give up when memory is short */
+	uint64_t no_drop; /* nothing could be given up; do not look before */
 };
 
 /* By the server's id; NULL if it is not held. */
@@ -138,6 +139,21 @@ static inline void *ag_vn_page(struct ag_vnode *vn, uint64_t page)
 	vn->touched = true;
 	return vn->map + (page << RF_PAGE_SHIFT);
 }
+
+/* A page is EMPTY now, or not any more.  Words that a program made up must not let the sums wrap.
+ */
+static inline void ag_vn_cached(struct ag_vnode *vn, bool more)
+{
+	if (more) {
+		vn->ncached++;
+		vn->ag->cached++;
+	} else if (vn->ncached) {
+		vn->ncached--;
+		vn->ag->cached--;
+	}
+}
+/* Count anew. */
+void ag_vn_recount(struct ag_vnode *vn);
 
 /* Size, times and blocks as programs see them. */
 void ag_vn_publish(struct ag_vnode *vn);
