@@ -395,6 +395,15 @@ static void test_punch(struct probe *p)
 	ask_op(p, RF_OP_FAULT, 0, PAGES, 0);
 	ask_op(p, RF_OP_EXTEND, 80000, 0, 0);
 	need(ask_op(p, RF_OP_SETSIZE, PAGES * RF_PAGE_SIZE, 0, 0), "SETSIZE");
+	/* A page that has no room in what we left of the cache: an error, and no wait without end.
+	 */
+	need(ask_op(p, RF_OP_FALLOC, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 8 * 4096, 4096),
+	     "FALLOC");
+	if (ftruncate(p->data, 4096))
+		err(1, "truncate");
+	int r = ask_op(p, RF_OP_FAULT, 8, 1, 0);
+	if (r == 0 || r == -ETIME)
+		errx(1, "a page that cannot be filled: %s", r ? "no answer" : "there it is");
 }
 
 static void test_words(struct probe *p)

@@ -144,7 +144,7 @@ static void do_copy(void *arg)
 }
 
 /* Whole pages [page, page + n), all EMPTY. */
-static void fill_run(struct ag_vnode *vn, uint64_t page, uint64_t n, const unsigned char *data)
+static int fill_run(struct ag_vnode *vn, uint64_t page, uint64_t n, const unsigned char *data)
 {
 	struct ag *ag = vn->ag;
 	uint64_t done = 0;
@@ -161,12 +161,12 @@ static void fill_run(struct ag_vnode *vn, uint64_t page, uint64_t n, const unsig
 			struct copy c = {dst, src, RF_PAGE_SIZE};
 
 			if (ag_guard(do_copy, &c))
-				return;
+				return -EFAULT;
 			k = 1;
 		} else if (!k && r != -EAGAIN) {
 			ag_log("%s: page %" PRIu64 " cannot be filled: %s", vn->path, page + done,
 			       strerror(-r));
-			return;
+			return r;
 		}
 		for (; k; k--, done++) {
 			rf_word *word = &vn->word[page + done];
@@ -179,6 +179,7 @@ static void fill_run(struct ag_vnode *vn, uint64_t page, uint64_t n, const unsig
 			}
 		}
 	}
+	return 0;
 }
 
 static bool page_empty(const struct ag_vnode *vn, uint64_t page)
@@ -194,6 +195,7 @@ void ag_fetch_fill(struct ag_vnode *vn, uint64_t page, const void *data, size_t 
 	const uint32_t tail = (uint32_t)(len & (RF_PAGE_SIZE - 1));
 	unsigned char last[RF_PAGE_SIZE];
 	uint64_t p, n;
+	int r;
 
 	for (p = page; p < end; p += n) {
 		const unsigned char *src =
@@ -203,7 +205,12 @@ void ag_fetch_fill(struct ag_vnode *vn, uint64_t page, const void *data, size_t 
 		if (page_empty(vn, p)) {
 			while (p + n < end && page_empty(vn, p + n))
 				n++;
-			fill_run(vn, p, n, src);
+			r = fill_run(vn, p, n, src);
+			if (r) /* no memory, or a program truncated the cache */
+				ag_reqs_fail(vn, p, p + n, r);
+			for (uint64_t k = p; vn->nmerge && k < p + n; k++)
+				if (ag_fetch_to_merge(vn, k)) /* a program emptied its word */
+					merge_done(vn, k);
 		} else if (ag_fetch_to_merge(vn, p)) {
 			ag_page_theirs(vn, p, src, RF_PAGE_SIZE);
 			merge_done(vn, p);
@@ -215,7 +222,9 @@ void ag_fetch_fill(struct ag_vnode *vn, uint64_t page, const void *data, size_t 
 		memcpy(last, (const unsigned char *)data + (full << RF_PAGE_SHIFT), tail);
 		memset(last + tail, 0, RF_PAGE_SIZE - tail);
 		if (page_empty(vn, p)) {
-			fill_run(vn, p, 1, last);
+			r = fill_run(vn, p, 1, last);
+			if (r)
+				ag_reqs_fail(vn, p, p + 1, r);
 		} else if (ag_fetch_to_merge(vn, p)) {
 			ag_page_theirs(vn, p, last, RF_PAGE_SIZE);
 			merge_done(vn, p);
@@ -398,20 +407,22 @@ static uint64_t fetch_missing(struct ag_vnode *vn, uint64_t at, uint64_t end, un
 }
 
 /* Pages past the server's end of file. */
-static void fill_zeros(struct ag_vnode *vn, uint64_t first, uint64_t end)
+static int fill_zeros(struct ag_vnode *vn, uint64_t first, uint64_t end)
 {
 	static const unsigned char zeros[64 * 1024];
 	uint64_t p = ag_max(first, RF_PAGES(vn->ssize)), n;
+	int r = 0;
 
 	end = ag_min(end, ag_vn_pages(vn));
-	for (; p < end; p += n) {
+	for (; p < end && !r; p += n) {
 		n = 1;
 		if (!page_empty(vn, p))
 			continue;
 		while (p + n < end && n < sizeof(zeros) / RF_PAGE_SIZE && page_empty(vn, p + n))
 			n++;
-		fill_run(vn, p, n, zeros);
+		r = fill_run(vn, p, n, zeros);
 	}
+	return r;
 }
 
 static struct ag_stream *stream_of(struct ag_vnode *vn, uint64_t page)
@@ -425,16 +436,17 @@ static struct ag_stream *stream_of(struct ag_vnode *vn, uint64_t page)
 	return NULL;
 }
 
-void ag_fetch_pages(struct ag_vnode *vn, uint64_t first, uint64_t end, bool random)
+int ag_fetch_pages(struct ag_vnode *vn, uint64_t first, uint64_t end, bool random)
 {
 	struct ag_stream *s = random ? NULL : stream_of(vn, first);
 	uint64_t ahead;
+	int r = ag_vn_valid(vn) ? fill_zeros(vn, first, end) : 0;
 
-	if (ag_vn_valid(vn))
-		fill_zeros(vn, first, end);
+	if (r)
+		return r;
 	fetch_missing(vn, first, end, UINT_MAX); /* in any case */
 	if (random)
-		return;
+		return 0;
 	if (s) {
 		s->window =
 		    s->window ? (uint32_t)ag_min(2 * (uint64_t)s->window, WINDOW_MAX) : WINDOW_MIN;
@@ -448,6 +460,7 @@ void ag_fetch_pages(struct ag_vnode *vn, uint64_t first, uint64_t end, bool rand
 	end = ag_max(end, ag_min(first + ahead, RF_PAGES(vn->ssize)));
 	s->start = first;
 	s->next = fetch_missing(vn, first, end, UNDER_WAY_MAX);
+	return 0;
 }
 
 void ag_fetch_want(struct ag_vnode *vn)

@@ -14,9 +14,10 @@ void ag_fetch_status(struct ag_vnode *vn);
 
 /*
  * Pages [first, end) are wanted: ask for those that are neither cached nor under way; read ahead
- * unless random.  Pages past the server's end of file are zeros, and no server is asked.
+ * unless random.  -errno: they cannot be filled.  Pages past the server's end of file are zeros,
+ * and no server is asked.
  */
-void ag_fetch_pages(struct ag_vnode *vn, uint64_t first, uint64_t end, bool random);
+int ag_fetch_pages(struct ag_vnode *vn, uint64_t first, uint64_t end, bool random);
 
 /* What the vnode itself wants: pages to merge, validation that breaks wait for. */
 void ag_fetch_want(struct ag_vnode *vn);

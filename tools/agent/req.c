@@ -147,7 +147,12 @@ static int serve_fault(struct ag_req *req)
 		return 0;
 	if (first < pages && !cached(vn, first, want)) {
 		/* The stream is looked at once; after that only what is still missing is. */
-		ag_fetch_pages(vn, first, want, req->asked || (req->q.arg[2] & RF_FAULT_RANDOM));
+		r = ag_fetch_pages(vn, first, want,
+				   req->asked || (req->q.arg[2] & RF_FAULT_RANDOM));
+		if (r) {
+			finish(req, r, 0);
+			return 1;
+		}
 		req->asked = true;
 	}
 	if (!valid)
