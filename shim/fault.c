@@ -457,6 +457,16 @@ static void on_sigbus(int sig, siginfo_t *si, void *ucv)
 		return;
 	access_kind(uc, &write, &present);
 	r = -ENOENT;
+	if ((c->mode & CTX_FAULT_THREAD) && si->si_code == SI_QUEUE && si->si_errno &&
+	    si->si_pid == c->pid) {
+		/* From the fault thread, which has tried and has said so. */
+		siginfo_t bus = {.si_signo = SIGBUS, .si_code = BUS_ADRERR};
+
+		bus.si_addr = si->si_value.sival_ptr;
+		chain(c, sig, &bus, ucv);
+		errno = saved;
+		return;
+	}
 	if (si->si_code > 0 && map_hits(c, (void *)addr, 1)) {
 		memcpy(&m, &uc->uc_sigmask, sizeof(m));
 		count(c, !write ? RF_R_FAULT_READ : present ? RF_R_FAULT_WP : RF_R_FAULT_WRITE);
@@ -504,8 +514,11 @@ static void *fault_thread(void *arg)
 				  all);
 		if (r && r != -ENXIO) {
 			/* The faulting thread sleeps in the kernel; a signal gets it out. */
-			siginfo_t si = {
-			    .si_signo = SIGBUS, .si_code = BUS_ADRERR, .si_addr = (void *)a};
+			siginfo_t si = {.si_signo = SIGBUS, .si_errno = -r, .si_code = SI_QUEUE};
+			/* The kernel lets only the main thread pretend BUS_ADRERR: see on_sigbus.
+			 */
+			si.si_pid = c->pid;
+			si.si_value.sival_ptr = (void *)a;
 
 			count(c, RF_R_FAULT_BAD);
 			report(c, a, r, NULL);

@@ -363,10 +363,10 @@ void *map_mmap(struct ctx *c, struct file *f, void *addr, size_t len, int prot, 
 	}
 	e.start = (uintptr_t)p;
 	e.end = e.start + rlen;
+	atomic_store(&atomic_load(&f->vn->st)->mappings, 1);
 	change_begin(c);
 	insert(c, &e);
 	change_end(c);
-	atomic_store(&atomic_load(&f->vn->st)->mappings, 1);
 	if (prot != PROT_NONE)
 		rf_syscall(SYS_mprotect, p, len, prot);
 out:
