@@ -66,7 +66,7 @@ struct srv {
 	uv_timer_t lease; /* the next lease that somebody waits for */
 	uv_timer_t hold;  /* while nheld connections have something to send that can wait */
 	unsigned nheld;
-	uv_timer_t tick;  /* housekeeping, while there is anything to keep */
+	uv_timer_t tick; /* housekeeping, while there is anything to keep */
 	struct srv_volume vol[SRV_MAX_VOLUMES];
 	unsigned nvols;
 	uint64_t instance;

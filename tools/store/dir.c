@@ -310,7 +310,8 @@ static int dir_lookup(struct store_vol *vol, const struct store_cred *cred, cons
 	if (err)
 		goto out_file;
 	*out = file;
-	/* In an overlay the peer's own open has made the file: read-only when it is done with it. */
+	/* In an overlay the peer's own open has made the file: read-only when it is done with it.
+	 */
 	if (made < 0 && (flags & RF_LK_CREATE) && (flags & RF_LK_WRITE) && !(mode & 0200) &&
 	    st.st_uid == cred->uid && !st.st_size) {
 		made = reopen(file, O_RDWR, nowait);
