@@ -9,8 +9,9 @@
  *	find the mapping; past EOF -> ENXIO
  *	claim a slot for the page (a run of pages for reads); invalidate set -> release, wait, again
  *	promise not valid, or page not cached -> release, ask the agent, again
- *	read:  CONTINUE the run write-protected; look again whether the promise held: no -> zap,
- *again write: mkwrite (the word is DIRTY from here); CONTINUE or un-protect this one page release
+ *	read:  CONTINUE the run write-protected; look again whether the promise held: no -> zap, again
+ *	write: mkwrite (the word is DIRTY from here); CONTINUE or un-protect this one page
+ *	release
  *
  * What the page tables hold is never trusted, only the word: a fault may be "missing" or "minor" by
  * the time it is looked at.
@@ -22,7 +23,7 @@
  * Fault-around: one page for random access; a fault where the last run ended widens the next run
  * four times, to RUN_MAX.
  *
- * Everything here is async-signal-safe: raw system calls, initial-exec TLS, no malloc, no stdio. It
+ * Everything here is async-signal-safe: raw system calls, initial-exec TLS, no malloc, no stdio.  It
  * runs with all signals but SIGBUS blocked; SIGBUS must come through for page_copy's fix-up.
  *
  * Counters: fault-read, -write, -wp, -agent, -bad; lock-wait, writeback-wait.

@@ -2,15 +2,15 @@
 /*
  * slot.c - the shared side of invalidate_lock (DESIGN 6).
  *
- *	CAS claim 0 -> (vnode, page, npages), a full fence; invalidate set -> claim = 0, wait,
- *again.
+ *	CAS claim 0 -> (vnode, page, npages), a full fence;
+ *	invalidate set -> claim = 0, wait, again.
  *
  * The agent does the mirror image: invalidate = 1; seq_cst fence; wait while a claim names the
  * vnode.  One of the two always sees the other.
  *
  * Counters: lock-wait.
- * Locks: none.  A slot belongs to whoever's claim is in it; a thread goes on using the one it
- *found.
+ * Locks: none.  A slot belongs to whoever's claim is in it; a thread goes on using the one
+ * it found.
  */
 #include <sched.h>
 

@@ -5,12 +5,13 @@
  * A managed descriptor goes to io.c.  On any other the kernel does it, unless the program's buffer
  * lies in a managed mapping, where the kernel would get EFAULT from a page without PTE:
  *
- *	what takes from the buffer (write, send)	populate it, call, and again on EFAULT:
- *nothing was taken then what consumes (read, recv)			through a private buffer,
- *never again: after EFAULT a datagram would be gone
+ *	what takes from the buffer (write, send)	populate it, call, and again on EFAULT: nothing
+ *							was taken then
+ *	what consumes (read, recv)			through a private buffer, never again: after
+ *							EFAULT a datagram would be gone
  *
- * copy_file_range, sendfile and splice would act on the file underneath; on a managed descriptor
- *they fail in the ways that their manual pages tell callers to fall back to read and write.
+ * copy_file_range, sendfile and splice would act on the file underneath; on a managed descriptor they
+ * fail in the ways that their manual pages tell callers to fall back to read and write.
  *
  * Counters, locks: none of its own.
  */

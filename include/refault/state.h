@@ -7,8 +7,8 @@
  *	data	one a vnode: the page cache itself.  Its size is the host's i_size.
  *	state	one a vnode: struct rf_vnode, then one 64-bit word a page.
  *	proc	one an attached program: struct rf_proc: slots, answer cells, mapping table.
- *	host	one an agent: struct rf_host, read-only for programs: servers' counters, status
- *table. twins	one an agent: struct rf_twins: pages as the server last had them.
+ *	host	one an agent: struct rf_host, read-only for programs: servers' counters, status table.
+ *	twins	one an agent: struct rf_twins: pages as the server last had them.
  *
  * Trust.  Programs and the agent are of one user, but a program may scribble: the agent checks
  * every index and length that it reads here, follows no pointer, and lets no value here decide
@@ -18,25 +18,25 @@
  * The page word, and who may change it (DESIGN 11; Invariant: a writable PTE => not UPTODATE):
  *
  *	EMPTY      -> UPTODATE    agent, after the page was filled through UFFDIO_COPY
- *	UPTODATE   -> DIRTY       anybody who holds a slot that names the page and has a complete
- *twin DIRTY      -> WRITEBACK   agent: a flush (or a merge) works on the page WRITEBACK  ->
- *UPTODATE    agent: the server applied it, no writable PTE is left; the twin is free WRITEBACK  ->
- *DIRTY       agent: not protectable (slot held too long), refused for now, or merged UPTODATE   ->
- *WRITEBACK   agent: the page changes in place or is dropped; gen + 1 WRITEBACK  -> EMPTY agent:
- *dropped (punched), gen + 1 any        -> REJECTED    agent: the server refused the write-back;
- *then EMPTY, gen + 1
+ *	UPTODATE   -> DIRTY       whoever holds a slot that names the page and has a complete twin
+ *	DIRTY      -> WRITEBACK   agent: a flush works on the page
+ *	WRITEBACK  -> UPTODATE    agent: applied, and no writable PTE is left; the twin is free
+ *	WRITEBACK  -> DIRTY       agent: not protectable, to be sent again, or a copy is in flight
+ *	UPTODATE   -> WRITEBACK   agent: the page changes in place or is dropped; gen + 1
+ *	WRITEBACK  -> EMPTY       agent: dropped (punched)
+ *	any        -> REJECTED    agent: the server refused the write-back; gen + 1, then EMPTY
  *
  * Whoever changes a word that others may wait for (WRITEBACK, REJECTED) wakes the futex on its low
  * half.  The generation changes whenever the content changes other than by the programs' own
  * stores, so that optimistic readers and mkwrite's CAS notice.
  *
  * Counters: cb_break, cb_s_break count breaks and mass breaks; a promise holds while
- *	cb_expires_at > CLOCK_MONOTONIC_COARSE  &&  cb_s_seen == host->server[server].cb_s_break.
+ *	cb_expires_at > CLOCK_MONOTONIC  &&  cb_s_seen == host->server[server].cb_s_break.
  *
  * Locks, outermost first (this is the one place that says so):
  *	volume -> vnode.validate -> invalidate_lock -> page state -> key list.
- * The shared side of invalidate_lock is a slot: claim, seq_cst fence, look at `invalidate`; set ->
- * release, wait on it, start over.  A slot is never held across a wait, and only with all signals
+ * The shared side of invalidate_lock is a slot: claim by CAS, look at `invalidate`; set -> release,
+ * wait on it, start over.  A slot is never held across a wait, and only with all signals
  * blocked.  The exclusive side is the agent's alone: set, fence, wait for slots that name the
  * vnode, act, clear, wake.  No page state is held across an RPC other than WRITEBACK, which waits
  * for its own `applied` only; a break, a strip or its acknowledgement never waits for WRITEBACK.

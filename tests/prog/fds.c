@@ -5,8 +5,8 @@
  *
  *	fds table FILE		dup, close_range, vfork and fork children; internal descriptors stay
  *	fds buffers FILE	system calls on other descriptors with buffers in a mapping of FILE
- *	fds race DIR SECONDS	threads that open, copy, close and fork; every read is of its own
- *file fds readers FILE	processes and threads that share one position
+ *	fds race DIR SECONDS	threads that open, copy, close and fork; every read is of its own file
+ *	fds readers FILE	processes and threads that share one position
  *
  * FILE must be there.  Prints what is wrong; the last line is "ok" if nothing is.
  */

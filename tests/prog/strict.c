@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * strict - after msync(MS_SYNC) returned on one host, can a load on another still see the old
- *bytes?
+ * strict - after msync(MS_SYNC) returned on one host, can a load on another still see the
+ * old bytes?
  *
  *	strict writer FILE ROUNDS TO FROM
  *	strict reader FILE ROUNDS TO FROM
  *
  * Each on its host; TO and FROM are FIFOs between them.  Round i: the writer stores i into a word
- *of the mapping, msyncs that page and only then tells the reader i; the reader loads at once -
- *every eighth time with pread - and must find i.  The words lie in PAGES pages, so that a round
- *meets pages that were left alone for a while as well as the one of the last round.
+ * of the mapping, msyncs that page and only then tells the reader i; the reader loads at once -
+ * every eighth time with pread - and must find i.  The words lie in PAGES pages, so that a round
+ * meets pages that were left alone for a while as well as the one of the last round.
  */
 #include <err.h>
 #include <fcntl.h>

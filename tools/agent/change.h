@@ -12,9 +12,9 @@
  * First steps, for ag_task_new.
  *
  * ag_step_revalidate: the server's version is st, not ours.  Drop what is clean, take the new size,
- *	begin to merge what is dirty; fill from data (pages from `page` on), which is of that
- *version. ag_step_change: a change that is known whole: the version goes from dv_before to st.dv
- *(have_st), and/or the size changes (size; exact: also if that takes back what was extended here),
+ *	begin to merge what is dirty; fill from data (pages from `page` on), which is of that version.
+ * ag_step_change: a change that is known whole: the version goes from dv_before to st.dv (have_st),
+ *	and/or the size changes (size; exact: also if that takes back what was extended here),
  *	range[] gets data (bytes), is dropped (drop) or becomes zero (punch).
  * ag_step_strip: no promise holds any more: no program may have the file in its page tables.
  * ag_step_drop: give up to `size` clean pages back to the kernel, from `page` on.

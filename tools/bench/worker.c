@@ -14,8 +14,8 @@
  *	pread-4k	pread of 4 KiB at random places, cached; a call
  *	read-unmanaged	read and pread of 4 KiB of a file outside any volume; a call
  *	dist		minor-random's touches one by one; bins
- *	visible-write N	store the time into VISIBLE, msync; SAMPLES times, whenever the reader saw
- *it visible-read N	spin on VISIBLE and compare the clock with what appears there; p50, p99
+ *	visible-write N	store the time into VISIBLE, msync; SAMPLES times, once the reader saw it
+ *	visible-read N	spin on VISIBLE and compare the clock with what appears there; p50, p99
  */
 #include <err.h>
 #include <errno.h>

@@ -3,19 +3,20 @@
  * op.c - requests, from frame to answer.
  *
  *	LOOKUP			look the name up (here, else in a pool thread), then as STATUS
- *	all others		find the file; if this client has not found it by a name yet, look
- *the name up first: rights on the way to a file count too STATUS FETCH		answer; a read that
- *has to wait for a disk goes to a pool thread STORE APPEND SET_SIZE PUNCH change; new dv; breaks to
- *the others; APPLIED; RELEASED when they answered SYNC			fdatasync in a pool thread;
- *RELEASED
+ *	all others		find the file; if this client has not found it by a name yet, look the
+ *				name up first: rights on the way to a file count too
+ *	STATUS FETCH		answer; a read that has to wait for a disk goes to a pool thread
+ *	STORE APPEND SET_SIZE PUNCH
+ *				change; new dv; breaks to the others; APPLIED; RELEASED when they answered
+ *	SYNC			fdatasync in a pool thread; RELEASED
  *
- * Order.  While a pool thread changes a file (file->busy) all other requests for it queue, so
- *changes happen in the order in which they came, and nobody sees half of one.  Reads in pool
- *threads do not hold anybody up: file->seq moves before and after every change, and a read that
- *finds it moved is thrown away and done again, after some times with the file to itself.
+ * Order.  While a pool thread changes a file (file->busy) all other requests for it queue, so changes
+ * happen in the order in which they came, and nobody sees half of one.  Reads in pool threads do not
+ * hold anybody up: file->seq moves before and after every change, and a read that finds it moved is
+ * thrown away and done again, after some times with the file to itself.
  *
- * The promise that a FETCH asks for is recorded before its bytes are read and its dv is taken when
- *it is answered with seq unmoved, so a change in between breaks it.
+ * The promise that a FETCH asks for is recorded before its bytes are read and its dv is taken when it
+ * is answered with seq unmoved, so a change in between breaks it.
  *
  * Locks: none (loop thread); *_work functions run in pool threads and touch their op only.
  */

@@ -5,10 +5,10 @@
  * A holder of a file is in one of three states:
  *
  *	nothing		no promise, nothing to acknowledge: a change needs nothing from it
- *	promise		a change sends it a break and waits for the acknowledgement.  A break that
- *says what changed keeps the promise; any other ends it
- *	unacked		the promise was ended by a break that is not acknowledged yet: the client
- *may still show old content, so a change waits for that acknowledgement too
+ *	promise		a change sends it a break and waits for the acknowledgement.  A break that says
+ *			what changed keeps the promise; any other ends it
+ *	unacked		the promise was ended by a break that is not acknowledged yet: the client may
+ *			still show old content, so a change waits for that acknowledgement too
  *
  * Nothing is waited for beyond the client's lease: then its strippers have stripped by themselves.
  * A client whose connection is lost keeps its promises until then, because it may not know yet.
