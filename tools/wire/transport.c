@@ -21,7 +21,8 @@
 #include <unistd.h>
 
 #define SNDBUF                                                                                     \
-	(1024 * 1024) /* one fetch of RF_MAX_DATA in few writes; the kernel may give less          \
+	(1024 *                                                                                    \
+	 1024) /* one fetch of RF_MAX_DATA in few writes; the kernel may give less          \
 		       */
 
 static int unix_addr(const char *rest, struct sockaddr_un *sa)
