@@ -256,7 +256,8 @@ ssize_t io_read(struct ctx *c, struct file *f, int fd, const struct iovec *iov, 
 		return 0;
 	if (nowait && !vnode_valid(c, vn))
 		return -EAGAIN;
-	if (!pos && (uint64_t)off + 256 <= atomic_load_explicit(&vn->alias_len, memory_order_relaxed)) {
+	if (!pos &&
+	    (uint64_t)off + 256 <= atomic_load_explicit(&vn->alias_len, memory_order_relaxed)) {
 		/* On their way from memory while the promise is looked at; a hole does no harm. */
 		const char *src = atomic_load_explicit(&vn->alias, memory_order_relaxed) + off;
 
