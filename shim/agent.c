@@ -521,6 +521,11 @@ static bool hung_up(int sock)
 	return rf_syscall(SYS_ppoll, &p, 1, &t, 0, 0) == 1 && (p.revents & (POLLHUP | POLLERR));
 }
 
+bool agent_gone(const struct ctx *c)
+{
+	return hung_up(c->sock);
+}
+
 int agent_request(struct ctx *c, enum rf_op op, uint32_t vnode, const uint64_t arg[4],
 		  const void *var, size_t len, uint64_t ret[2], sys_mask mask)
 {

@@ -31,6 +31,9 @@ int agent_attach(struct ctx *c, bool start);
 int agent_request(struct ctx *c, enum rf_op op, uint32_t vnode, const uint64_t arg[4],
 		  const void *var, size_t len, uint64_t ret[2], sys_mask mask);
 
+/* Agent and supervisor are both gone: nobody will finish what is waited for.  One system call. */
+bool agent_gone(const struct ctx *c);
+
 /* RF_OP_OPEN: *out gets a reference.  `what` is for messages. */
 int agent_open(struct ctx *c, const struct rf_open *o, const char *addr, const char *name,
 	       const char *path, struct vnode **out);
@@ -65,18 +68,19 @@ int slot_try_masked(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t n, 
 void slot_leave_masked(struct slot_ref *s);
 /* The vnode has lost its last reference: until no slot of this process names it. */
 void slot_quiesce(struct ctx *c, uint32_t vnode);
-void slot_wait_lock(struct vnode *vn); /* until `invalidate` is clear; nothing held */
+int slot_wait_lock(struct ctx *c, struct vnode *vn); /* until `invalidate` is clear; nothing held */
 
 /* ---- pages (page.c) ---- */
 
 /*
  * Make a cached page DIRTY with a complete twin.  Slot held.  0: it is DIRTY (was, or is now);
- * -EAGAIN: WRITEBACK or REJECTED: leave the slot, page_wait(vn, page, *seen), start over;
+ * -EAGAIN: WRITEBACK or REJECTED: leave the slot, page_wait, start over;
  * -EFAULT: not cached: leave, agent_fault, start over; -ENOMEM: no free twin: leave, page_reclaim,
  * start over.
  */
 int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t *seen);
-void page_wait(struct vnode *vn, uint64_t page, uint64_t seen);
+/* -EHOSTDOWN, here and in slot_wait_lock: there is no agent any more that could end the wait. */
+int page_wait(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t seen);
 int page_reclaim(struct ctx *c, sys_mask mask);
 /* After pwrite() of [off, off+len) inside one page, slot still held: mark these bytes as
  * explicitly written, so that equal bytes are carried by the flush too. */

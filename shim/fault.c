@@ -220,8 +220,10 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 		if (r) {
 			count(c, RF_R_LOCK_WAIT);
 			rf_syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, &held, 8);
-			slot_wait_lock(vn);
+			r = slot_wait_lock(c, vn);
 			sys_setmask(held);
+			if (r)
+				return r;
 			continue;
 		}
 		r = -ESTALE;
@@ -269,8 +271,10 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 		if (r == -EAGAIN) { /* write-back or excision under way */
 			count(c, RF_R_WB_WAIT);
 			rf_syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, &held, 8);
-			page_wait(vn, page, seen);
+			r = page_wait(c, vn, page, seen);
 			sys_setmask(held);
+			if (r)
+				return r;
 			continue;
 		}
 		if (r == -ENOMEM) { /* no twin free */

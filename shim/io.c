@@ -366,7 +366,7 @@ static ssize_t write_chunk(struct ctx *c, struct vnode *vn, const char *buf, siz
 		}
 		slot_leave(&slot);
 		if (r == -EAGAIN)
-			page_wait(vn, bad, seen);
+			r = page_wait(c, vn, bad, seen);
 		else if (r == -ENOMEM)
 			r = page_reclaim(c, sys_getmask());
 		else if (r == -EFAULT)

@@ -107,12 +107,15 @@ int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t *seen)
 	}
 }
 
-void page_wait(struct vnode *vn, uint64_t page, uint64_t seen)
+int page_wait(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t seen)
 {
 	rf_word *word = vnode_word(vn, page);
 
-	if (atomic_load(word) == seen)
-		sys_futex_wait(sys_word_futex(word), (uint32_t)seen, 100);
+	if (atomic_load(word) == seen &&
+	    sys_futex_wait(sys_word_futex(word), (uint32_t)seen, 100) == -ETIMEDOUT &&
+	    agent_gone(c))
+		return -EHOSTDOWN;
+	return 0;
 }
 
 int page_reclaim(struct ctx *c, sys_mask mask)

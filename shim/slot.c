@@ -100,12 +100,14 @@ void slot_quiesce(struct ctx *c, uint32_t vnode)
 			rf_syscall(SYS_sched_yield);
 }
 
-void slot_wait_lock(struct vnode *vn)
+int slot_wait_lock(struct ctx *c, struct vnode *vn)
 {
 	struct rf_vnode *st = atomic_load(&vn->st);
 
 	while (atomic_load(&st->invalidate))
-		sys_futex_wait(&st->invalidate, 1, 1000);
+		if (sys_futex_wait(&st->invalidate, 1, 1000) == -ETIMEDOUT && agent_gone(c))
+			return -EHOSTDOWN;
+	return 0;
 }
 
 int slot_enter(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t n, struct slot_ref *s)
@@ -121,7 +123,9 @@ int slot_enter(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t n, struc
 		if (r != -EAGAIN)
 			return r;
 		count(c, RF_R_LOCK_WAIT);
-		slot_wait_lock(vn);
+		r = slot_wait_lock(c, vn);
+		if (r)
+			return r;
 	}
 }
 

@@ -27,7 +27,8 @@ struct vnode *vnode_by_id(struct ctx *c, uint32_t id)
 	return NULL;
 }
 
-void vnode_ref(struct vnode *vn)
+/* One more on a vnode that the caller holds. */
+static void vnode_ref(struct vnode *vn)
 {
 	atomic_fetch_add(&vn->refs, 1);
 }

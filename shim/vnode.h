@@ -39,8 +39,6 @@ struct vnode {
  */
 int vnode_adopt(struct ctx *c, uint32_t id, const char *path, int data_fd, int state_fd,
 		struct vnode **out);
-/* One reference more on a vnode the caller already holds. */
-void vnode_ref(struct vnode *vn);
 /* Drop one; the last tells the agent (RF_OP_CLOSE) and unmaps.  Keeps errno. */
 void vnode_put(struct ctx *c, struct vnode *vn);
 /* The vnode of this id if this process holds it; for handlers.  NULL if not. */
