@@ -102,7 +102,7 @@ static struct file *file_new(struct ctx *c, struct vnode *vn, int flags)
 		f->flags = flags & (O_ACCMODE | O_SYNC | O_DSYNC);
 		atomic_store(&f->vn, vn);
 		if (vn)
-			atomic_store(&f->errseq, atomic_load(&atomic_load(&vn->st)->errseq));
+			atomic_store(&f->errseq, rf_errseq_sample(atomic_load(&vn->st)));
 		return f;
 	}
 	return NULL;
@@ -222,7 +222,7 @@ static int open_pending(struct ctx *c, int fd, struct file *f)
 	atomic_store(&failed_at, r ? now : 0);
 	if (r)
 		return r;
-	atomic_store(&f->errseq, atomic_load(&atomic_load(&vn->st)->errseq));
+	atomic_store(&f->errseq, rf_errseq_sample(atomic_load(&vn->st)));
 	if (!atomic_compare_exchange_strong(&f->vn, &none, vn))
 		vnode_put(c, vn);
 	return 0;
@@ -288,12 +288,8 @@ struct file *file_remove(struct ctx *c, int fd)
 int file_error(struct file *f)
 {
 	struct vnode *vn = atomic_load(&f->vn);
-	struct rf_vnode *st = atomic_load(&vn->st);
-	uint32_t seen = atomic_load(&f->errseq), now = atomic_load(&st->errseq);
 
-	if (seen == now || !atomic_compare_exchange_strong(&f->errseq, &seen, now))
-		return 0;
-	return -atomic_load(&st->wb_err);
+	return -rf_errseq_report(atomic_load(&vn->st), &f->errseq);
 }
 
 int file_flush(struct ctx *c, struct file *f, uint64_t page, uint64_t npages, uint32_t flags)

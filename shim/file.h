@@ -27,7 +27,7 @@ struct file {
 	_Atomic uint32_t refs;   /* descriptors and calls under way; 0 = free */
 	_Atomic uint32_t nfds;   /* descriptors */
 	int flags;               /* access mode, O_SYNC, O_DSYNC; O_APPEND is asked of the kernel */
-	_Atomic uint32_t errseq; /* the vnode's errseq that was reported here */
+	_Atomic uint32_t errseq; /* the vnode's errseq that was seen here */
 	struct vnode *_Atomic vn; /* NULL: pending */
 };
 

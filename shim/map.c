@@ -659,8 +659,7 @@ static int flush_piece(struct ctx *c, const struct map_entry *e, uintptr_t lo, u
 	(void)arg;
 	if (!(e->flags & RF_MAP_SHARED))
 		return 0;
-	return file_flush(c, e->l->file, first, last - first + 1,
-			  RF_FLUSH_DURABLE | RF_FLUSH_ERROR);
+	return file_flush(c, e->l->file, first, last - first + 1, RF_FLUSH_DURABLE);
 }
 
 int map_msync(struct ctx *c, void *addr, size_t len, int flags)

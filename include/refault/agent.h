@@ -22,7 +22,8 @@
  *
  * A request is abandoned by bumping the cell's seq; an answer whose seq is not the cell's is
  * dropped.  All requests are idempotent: when rf_proc.agent_gen moves, a waiter sends its request
- * again.  A connection that hung up means that agent and supervisor are both gone.
+ * again, with the same cell and seq, from which the agent makes the ids of changing calls: what the
+ * agent before had sent to the server is not done twice, APPEND neither.  A connection that hung up means that agent and supervisor are both gone.
  *
  * Stripper.  The other end of the socket passed as ATTACH's second descriptor (SEQPACKET) carries
  * struct rf_strip both ways: the agent orders, the stripper answers with the same packet when no
@@ -33,7 +34,7 @@
 
 #include <stdint.h>
 
-#define RF_AGENT_VERSION 1
+#define RF_AGENT_VERSION 2
 #define RF_REQ_MAX (160u * 1024)
 #define RF_APPEND_MAX (128u * 1024)
 
@@ -50,7 +51,10 @@ enum rf_op {
 	 */
 	RF_OP_FAULT = 3,
 	/* Write back pages [arg0, arg0 + arg1) (arg1 0: all).  arg2: RF_FLUSH_*.  vnode 0:
-	 * everything of this host (twins are short). err: the write-back error, if any. */
+	 * everything of this host, answered as soon as some twins are free again (twins are
+	 * short).  err: why it was not tried to the end (-EHOSTDOWN: the server is away, and all
+	 * that is dirty stays so).  What the server refused is not in err but in rf_vnode.errseq,
+	 * which has moved before the answer. */
 	RF_OP_FLUSH = 4,
 	/* write() goes past EOF: make i_size at least arg0.  ret0: i_size. */
 	RF_OP_EXTEND = 5,
@@ -75,7 +79,6 @@ enum { RF_FAULT_WRITE = 1, RF_FAULT_RANDOM = 2 /* no readahead */ };
 enum {
 	RF_FLUSH_DURABLE = 1, /* and fsync on the server */
 	RF_FLUSH_NOWAIT = 2,  /* start it, answer at once */
-	RF_FLUSH_ERROR = 4,   /* report a write-back error since open (errseq in arg3) */
 };
 
 struct rf_req {
@@ -84,7 +87,7 @@ struct rf_req {
 	uint32_t cell;
 	uint32_t seq;
 	uint32_t vnode;
-	uint32_t pad;
+	uint32_t key; /* of the open file, from rf_open_r: FAULT, EXTEND, SETSIZE, FALLOC, APPEND */
 	uint64_t arg[4];
 };
 
@@ -104,15 +107,19 @@ struct rf_open {
 	uint32_t flags;
 	uint32_t mode; /* permission bits for CREATE, umask applied */
 	uint64_t dev, ino;
-	uint16_t addr_len, name_len, path_len, pad;
-	/* addr, name, path follow, not terminated */
+	uint16_t addr_len, name_len, path_len;
+	/* REFAULT_KEY: the key's name and secret; key_len 0: the user's own uid */
+	uint16_t key_len, secret_len;
+	uint16_t pad[3];
+	/* addr, name, path, key, secret follow, not terminated */
 };
 
 /* Descriptors with it, if err is 0: data (read-write), state. */
 struct rf_open_r {
 	int32_t err; /* 0 or -errno; text says why */
 	uint32_t vnode;
-	char text[120];
+	uint32_t key; /* below RF_KEYS, good on this host as long as the file is open or dirty */
+	char text[116];
 };
 
 struct rf_strip {

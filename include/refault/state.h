@@ -55,7 +55,7 @@
 #define RF_PAGE_SIZE ((uint64_t)1 << RF_PAGE_SHIFT)
 #define RF_PAGES(bytes) (((uint64_t)(bytes) + RF_PAGE_SIZE - 1) >> RF_PAGE_SHIFT)
 
-#define RF_STATE_VERSION 1
+#define RF_STATE_VERSION 2
 #define RF_MAGIC_VNODE 0x65646f6e76666552u /* "Refvnode" */
 #define RF_MAGIC_PROC 0x636f72707666652u
 #define RF_MAGIC_HOST 0x74736f687666652u
@@ -74,7 +74,7 @@ enum rf_page_state {
 /*
  *	bits  0..2   state
  *	bit   3      SYNC: holds a synchronisation object, never stripped or punched
- *	bits  4..9   key index (DIRTY, WRITEBACK)
+ *	bits  4..9   key (DIRTY, WRITEBACK): the identity under which it was dirtied and is written back
  *	bits 10..31  twin index (DIRTY, WRITEBACK)
  *	bits 32..63  generation
  */
@@ -84,6 +84,7 @@ typedef _Atomic uint64_t rf_word;
 #define RF_W_SYNC ((uint64_t)1 << 3)
 #define RF_W_KEY_SHIFT 4
 #define RF_W_KEY_MASK ((uint64_t)0x3f << RF_W_KEY_SHIFT)
+#define RF_KEYS 64u /* 0: the user's own uid */
 #define RF_W_TWIN_SHIFT 10
 #define RF_W_TWIN_MASK ((uint64_t)0x3fffff << RF_W_TWIN_SHIFT)
 #define RF_W_GEN_SHIFT 32
@@ -143,7 +144,7 @@ struct rf_vnode {
 	_Atomic uint64_t dv;
 	_Atomic uint64_t i_size;      /* what this host shows: == the data memfd's size */
 	_Atomic uint64_t server_size; /* as of dv */
-	_Atomic uint32_t errseq;      /* counts write-back errors */
+	_Atomic uint32_t errseq;      /* write-back errors, see below */
 	_Atomic int32_t wb_err;       /* errno of the last one */
 	_Atomic uint32_t wb_inflight; /* stores sent and not released: a flush must wait for them */
 	_Atomic uint32_t unstable;    /* applied, but not known to be durable */
@@ -162,6 +163,43 @@ struct rf_vnode {
 static inline rf_word *rf_vnode_words(struct rf_vnode *v)
 {
 	return (rf_word *)((char *)v + RF_VNODE_HDR);
+}
+
+/*
+ * Write-back errors, in the manner of the kernel's errseq_t: bit 0 says that somebody was told of the
+ * last one, the rest counts.  Each open file keeps what it has seen, and so is told of each error
+ * once; one that is opened when nobody has been told yet is told, too.
+ */
+#define RF_ERRSEQ_SEEN 1u
+#define RF_ERRSEQ_NONE RF_ERRSEQ_SEEN /* no error ever */
+
+/* Agent: there is one more. */
+static inline void rf_errseq_set(struct rf_vnode *v, int err)
+{
+	uint32_t s = atomic_load(&v->errseq);
+
+	atomic_store(&v->wb_err, err);
+	while (!atomic_compare_exchange_weak(&v->errseq, &s, (s | RF_ERRSEQ_SEEN) + 1))
+		;
+}
+/* What a file that is being opened has seen. */
+static inline uint32_t rf_errseq_sample(struct rf_vnode *v)
+{
+	uint32_t s = atomic_load(&v->errseq);
+
+	return s & RF_ERRSEQ_SEEN ? s : s - RF_ERRSEQ_SEEN;
+}
+/* The error that an open file has not been told of, once: its errno, or 0. */
+static inline int rf_errseq_report(struct rf_vnode *v, _Atomic uint32_t *seen)
+{
+	uint32_t since = atomic_load(seen), s = atomic_load(&v->errseq);
+
+	if ((s | RF_ERRSEQ_SEEN) == since)
+		return 0;
+	if (!atomic_compare_exchange_strong(seen, &since, s | RF_ERRSEQ_SEEN))
+		return 0;
+	atomic_compare_exchange_strong(&v->errseq, &s, s | RF_ERRSEQ_SEEN);
+	return atomic_load(&v->wb_err);
 }
 
 /* ---- slots ---- */

@@ -58,6 +58,24 @@ struct store_attr {
 	uint32_t mode, uid, gid, nlink;
 };
 
+/*
+ * What puts back a change that a crash of the server cut in half.  It lies in memory that outlives
+ * the process (a shared mapping of a file); the server hands one to every change of content that
+ * could be seen half done.  The engine fills it in before it changes the first byte and arms it
+ * last, with release order; the server disarms it when the change is remembered as done.  After a
+ * crash the server calls recover() for what is still armed and not remembered as done.
+ */
+#define STORE_UNDO_DATA ((size_t)1 << 20) /* == RF_MAX_DATA */
+struct store_undo {
+	_Atomic uint32_t armed;
+	uint32_t nranges;
+	rf_fid fid;
+	uint64_t size; /* to be put back */
+	uint64_t len;  /* of data */
+	rf_range range[RF_MAX_RANGES]; /* inside size; may overlap: the last is put back first */
+	unsigned char data[STORE_UNDO_DATA];
+};
+
 /* A change: what is asked, and what became of it. */
 struct store_change {
 	/* store: ranges and their data, one after the other.  append: data.  punch: ranges[0].
@@ -75,6 +93,8 @@ struct store_change {
 	bool grow_only;
 	uint64_t alloc_off;
 	bool keep_size;
+
+	struct store_undo *undo; /* NULL: a crash may leave half of it */
 
 	/* Out.  Valid after success, and after an error if touched. */
 	struct store_attr before; /* right before */
@@ -127,9 +147,15 @@ struct store_ops {
 	int (*punch)(struct store_file *file, const struct store_cred *cred,
 		     struct store_change *change, bool nowait);
 
+	/*
+	 * Put back what undo says, with the server's own rights; path is the file's last known name.
+	 * -ESTALE: no such file any more.  Called before anything else is asked of vol.
+	 */
+	int (*recover)(struct store_vol *vol, const char *path, const struct store_undo *undo);
+
 	/* Make content and size durable.  Returns 1 at once if nothing here ever is (a tmpfs). */
 	bool (*never_durable)(struct store_vol *vol);
-	int (*sync)(struct store_file *file, const struct store_cred *cred);
+	int (*sync)(struct store_file *file); /* as the server itself: no right is needed */
 
 	/*
 	 * Reports of changes by others.  watch returns a descriptor that becomes readable when

@@ -201,7 +201,7 @@ static size_t some_frame(unsigned char *buf, size_t cap)
 		m.body.rf_body_u.punch.range = ranges[0];
 		break;
 	case RF_SYNC:
-		some_file(&m.body.rf_body_u.sync);
+		some_file(&m.body.rf_body_u.sync.file);
 		break;
 	case RF_GIVE_UP:
 		for (i = 0; i < 64; i++)

@@ -175,8 +175,7 @@ static bool rejection(int err)
 
 static void wb_error(struct ag_vnode *vn, int err)
 {
-	atomic_store(&vn->st->wb_err, err);
-	atomic_fetch_add(&vn->st->errseq, 1);
+	rf_errseq_set(vn->st, err);
 }
 
 static void op_failed(struct ag_op *op, const rf_error *e)
@@ -184,6 +183,7 @@ static void op_failed(struct ag_op *op, const rf_error *e)
 	struct ag_vnode *vn = op->vn;
 	int err = e->err ? (int)e->err : EIO;
 	bool ours = op->type == RF_STORE || (op->type == RF_SET_SIZE && !op->program);
+	bool told = true; /* by the error sequence */
 
 	if (op->applied || op->type == RF_SYNC) {
 		wb_error(vn, err);
@@ -199,8 +199,10 @@ static void op_failed(struct ag_op *op, const rf_error *e)
 		ag_log("%s: write-back failed: %s (%s); it will be tried again", vn->path,
 		       strerror(err), e->what);
 		ag_op_undo(op);
+		told = false;
 	}
-	ag_reqs_op_error(vn, op, -err);
+	if (!told)
+		ag_reqs_op_error(vn, op, -err);
 	if (op->req)
 		ag_req_op(op->req, op, -err, 0);
 	ag_op_end(op);
@@ -434,7 +436,8 @@ void ag_op_send(struct ag_op *op)
 		break;
 	}
 	default:
-		m.body.rf_body_u.sync = file;
+		m.body.rf_body_u.sync.file = file;
+		m.body.rf_body_u.sync.durable = true;
 		break;
 	}
 	op->state = AG_OP_SENT;

@@ -30,7 +30,6 @@ struct ag_use {
 	struct ag_proc *proc;
 	struct ag_vnode *vn;
 	uint32_t opens;
-	uint32_t errseq; /* write-back errors that it was told of */
 };
 
 /*

@@ -209,34 +209,6 @@ static void extend_send(struct ag_vnode *vn)
 	ag_op_send(op);
 }
 
-static int flush_error(struct ag_req *req)
-{
-	struct ag_vnode *vn = req->vn;
-	uint32_t now = atomic_load(&vn->st->errseq);
-	struct ag_use *u;
-
-	if (req->err)
-		return req->err;
-	if (!(req->q.arg[2] & RF_FLUSH_ERROR) || !req->proc)
-		return 0;
-	ag_for_each (u, &vn->uses, by_vnode)
-		if (u->proc == req->proc && u->errseq != now) {
-			u->errseq = now;
-			if (req->q.arg[3] != now)
-				return -atomic_load(&vn->st->wb_err);
-		}
-	return 0;
-}
-
-static void errors_told(struct ag_req *req)
-{
-	struct ag_use *u;
-
-	ag_for_each (u, &req->vn->uses, by_vnode)
-		if (u->proc == req->proc)
-			u->errseq = atomic_load(&req->vn->st->errseq);
-}
-
 /* There is nothing that a server would have to be told. */
 static bool all_clean(struct ag_vnode *vn)
 {
@@ -286,10 +258,7 @@ static int serve_flush(struct ag_req *req)
 			sync_send(req);
 		return 0;
 	}
-	r = flush_error(req);
-	if (r && req->proc)
-		errors_told(req);
-	finish(req, r, 0);
+	finish(req, req->err, 0);
 	return 1;
 }
 

@@ -268,6 +268,7 @@ struct ag_vnode *ag_vn_new(struct ag_volume *vol, const rf_status *st, const cha
 	ag_vn_set_size(vn, st->size);
 	ag_vn_status(vn, st);
 	ag_vn_set_dv(vn, st->dv);
+	atomic_store(&vn->st->errseq, RF_ERRSEQ_NONE);
 	vn->st->magic = RF_MAGIC_VNODE;
 	vn_insert(vn);
 	keep(vn, true);
@@ -484,7 +485,6 @@ struct ag_use *ag_vn_use(struct ag_vnode *vn, struct ag_proc *p, uint32_t opens)
 		return NULL;
 	u->proc = p;
 	u->vn = vn;
-	u->errseq = atomic_load(&vn->st->errseq);
 	if (ag_list_empty(&vn->uses)) {
 		ag_list_del(&vn->by_use);
 		vn->ag->nunused--;

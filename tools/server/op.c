@@ -81,7 +81,7 @@ static rf_file *target(struct rf_msg *m)
 	case RF_PUNCH:
 		return &m->body.rf_body_u.punch.file;
 	case RF_SYNC:
-		return &m->body.rf_body_u.sync;
+		return &m->body.rf_body_u.sync.file;
 	default:
 		return NULL;
 	}
@@ -470,7 +470,6 @@ static void exec_fetch(struct srv_op *op)
 struct sync_job {
 	uv_work_t work;
 	struct srv_file *file;
-	struct store_cred *cred;
 	int err;
 };
 
@@ -478,7 +477,7 @@ static void sync_work(uv_work_t *work)
 {
 	struct sync_job *job = work->data;
 
-	job->err = job->file->vol->ops->sync(job->file->sf, job->cred);
+	job->err = job->file->vol->ops->sync(job->file->sf);
 }
 
 static void sync_start(struct srv_file *file);
@@ -500,7 +499,6 @@ static void sync_done(uv_work_t *work, int status)
 	file->syncing = false;
 	if (!TAILQ_EMPTY(&file->sync_next))
 		sync_start(file);
-	store_cred_put(job->cred);
 	free(job);
 	srv_file_put(file);
 	srv_flush(srv);
@@ -513,7 +511,6 @@ static void sync_start(struct srv_file *file)
 	TAILQ_CONCAT(&file->sync_now, &file->sync_next, sync_link);
 	job->work.data = job;
 	job->file = file;
-	job->cred = store_cred_get(TAILQ_FIRST(&file->sync_now)->cred);
 	file->uses++;
 	file->syncing = true;
 	uv_queue_work(&file->vol->srv->loop, &job->work, sync_work, sync_done);

@@ -907,20 +907,20 @@ static int dir_punch(struct store_file *file, const struct store_cred *cred,
 
 /* ---- durability, and the end ---- */
 
-static int dir_sync(struct store_file *file, const struct store_cred *cred)
+static int dir_sync(struct store_file *file)
 {
 	int fd, err;
 
 	if (file->vol->ram)
 		return 0;
-	err = store_cred_enter(cred);
+	err = store_cred_enter(NULL);
 	if (err)
 		return err;
 	fd = reopen(file, O_RDONLY, false);
 	if (fd == -EACCES)
 		fd = reopen(file, O_WRONLY, false);
-	if (fd == -EACCES)
-		fd = open_made(file, cred);
+	if (fd == -EACCES && file->made >= 0)
+		fd = fcntl(file->made, F_DUPFD_CLOEXEC, 3);
 	if (fd < 0)
 		return fd;
 	err = fdatasync(fd) ? -errno : 0;
