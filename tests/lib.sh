@@ -1,16 +1,16 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: MIT
 #
-# lib.sh - one machine plays a file server and two hosts.
+# lib.sh - one machine plays a file server and two hosts, or more.
 #
-#	$T/vol		the directory that the server serves, and the volume's path on both hosts
-#	$T/stale	what host B finds there instead: a frozen copy, bind-mounted over $T/vol in a
-#			mount namespace of its own, so whatever bypasses Refault shows old bytes
+#	$T/vol		the directory that the server serves, and the volume's path on all hosts
+#	$T/stale	what host B (and C, D) finds there instead: a frozen copy, bind-mounted over $T/vol
+#			in a mount namespace of its own, so whatever bypasses Refault shows old bytes
 #	$T/a, $T/b	the hosts' runtime directories, each with an agent of its own
 #	$T/A, $T/B	scripts: run a program on that host under the library
 #	$T/rawA, rawB	the same without the library
 #
-# REFAULT_VARIANT=@nobody runs the programs and agents of both hosts as nobody; the server stays root.
+# REFAULT_VARIANT=@nobody runs the programs and agents of all hosts as nobody; the server stays root.
 #
 # A test script sources this file, fills $T/vol, calls start_server and make_hosts, then states what
 # holds with `ok`, `not_ok` and `skip` (or `check NAME COMMAND...`), and ends with `finish`.
@@ -148,9 +148,10 @@ wrapper() {
 	chmod 755 "$T/$name"
 }
 
-# make_hosts: freeze $T/vol for host B, make both hosts.
+# make_hosts [NAME...]: freeze $T/vol for all but the first, make the hosts: A and B unless told.
 make_hosts() {
-	local line enter
+	local line enter via h
+	[ $# -gt 0 ] || set -- A B
 	if [ ${#AS[@]} -gt 0 ]; then
 		"${AS[@]}" test -x "$BIN/refault" -a -r "$BIN/librefault.so" || private_bin
 		chown -R 65534:65534 "$T/vol"
@@ -168,13 +169,15 @@ make_hosts() {
 	# shellcheck disable=SC2034 # held open: the holder leaves when it sees end of file
 	exec {holder_in}>"$T/holder.in" {holder_out}<"$T/holder.out"
 	IFS= read -r -t 10 line <&"$holder_out" || line='no answer'
-	[ "$line" = ready ] || die "host B has no mount namespace: $line"
-	mkdir -m 700 "$T/a" "$T/b"
-	[ ${#AS[@]} -eq 0 ] || chown 65534:65534 "$T/a" "$T/b"
-	wrapper A "$T/a" "${AS[@]}" "$BIN/refault run --"
-	wrapper B "$T/b" "$enter" "${AS[@]}" "$BIN/refault run --"
-	wrapper rawA "$T/a" "${AS[@]}"
-	wrapper rawB "$T/b" "$enter" "${AS[@]}"
+	[ "$line" = ready ] || die "host ${2:-$1} has no mount namespace: $line"
+	for h; do
+		line=$(runtime "$h")
+		mkdir -m 700 "$line"
+		[ ${#AS[@]} -eq 0 ] || chown 65534:65534 "$line"
+		[ "$h" = "$1" ] && via='' || via=$enter
+		wrapper "$h" "$line" "$via" "${AS[@]}" "$BIN/refault run --"
+		wrapper "raw$h" "$line" "$via" "${AS[@]}"
+	done
 }
 
 on() {
@@ -183,7 +186,7 @@ on() {
 raw() {
 	"$T/raw$1" "${@:2}"
 }
-runtime() { echo "$T/$(echo "$1" | tr 'AB' 'ab')"; }
+runtime() { echo "$T/${1,,}"; }
 status() {
 	REFAULT_RUNTIME_DIR=$(runtime "$1") "${AS[@]}" timeout 20 "$BIN/refault" status
 }
@@ -225,7 +228,7 @@ agent_pid() {
 	return 1
 }
 
-# worker NAME HOST: an obedient program (tests/prog/worker.c) on A, B, rawA or rawB.
+# worker NAME HOST: an obedient program (tests/prog/worker.c) on A, B, ..., rawA, rawB, ...
 worker() {
 	local name=$1 in out
 	rm -f "$T/$name.in" "$T/$name.out"
@@ -292,7 +295,7 @@ cleanup() {
 	[ -n "$HOLDER" ] && kill "$HOLDER" 2>/dev/null
 	wait 2>/dev/null
 	if [ "$FAILED" -ne 0 ]; then
-		for p in "$T"/srv/log "$T"/[ab]/*log* "$T"/*.err; do
+		for p in "$T"/srv/log "$T"/[a-d]/*log* "$T"/*.err; do
 			[ -s "$p" ] && echo "--- ${p#"$T/"}" && tail -n 20 "$p"
 		done
 	fi
