@@ -11,7 +11,7 @@
  *	task			work that needs a vnode for itself: invalidate_lock, strips, workers
  *	vnode change fetch	files: made; dropped, resized, changed, stripped; validated, filled
  *	op flush		changes on their way to the server; write-back
- *	brk server		breaks; connections to servers, leases, mass breaks
+ *	brk server key		breaks; connections to servers, leases, mass breaks; identities
  *	req info		requests of programs; the status text
  */
 #ifndef AGENT_AG_H
@@ -25,6 +25,7 @@
 #include "util.h"
 
 struct ag_io;
+struct ag_key;
 struct ag_server;
 struct ag_vnode;
 
@@ -57,6 +58,7 @@ struct ag {
 	struct ag_list procs, peers, servers;
 	uint32_t nprocs, last_proc;
 	struct ag_server *server[RF_MAX_SERVERS];
+	struct ag_key *key[RF_KEYS]; /* by number; 0 has none */
 
 	struct ag_vnode **vnode; /* by id, RF_MAX_VNODES */
 	uint32_t last_vnode, vnode_high, nvnodes, nunused, unused_max;

@@ -43,6 +43,7 @@
 
 #include "change.h"
 #include "flush.h"
+#include "key.h"
 #include "peer.h"
 #include "proc.h"
 #include "req.h"
@@ -595,7 +596,9 @@ static int each(struct ag *ag, struct ag_keeptab *tab, enum ag_keep_kind kind,
 			r = fn(ag, k);
 			if (r)
 				ag_log("after the crash: %s %llu cannot be taken over: %s",
-				       kind == AG_KEEP_PROC ? "program" : "file",
+				       kind == AG_KEEP_PROC  ? "program"
+				       : kind == AG_KEEP_KEY ? "key"
+							     : "file",
 				       (unsigned long long)k->id, strerror(-r));
 		}
 	return 0;
@@ -611,7 +614,7 @@ static int use_adopt(struct ag *ag, const struct ag_keep *k)
 		return -EPROTO;
 	ag_for_each (p, &ag->procs, link)
 		if (vn && p->id == (uint32_t)(k->id >> 32)) {
-			ag_vn_use(vn, p, meta->opens);
+			ag_vn_use(vn, p, meta->opens, meta->keys);
 			break;
 		}
 	return 0;
@@ -643,6 +646,7 @@ static void go_on(struct ag *ag, struct ag_keeptab *tab)
 	struct ag_server *srv;
 	struct ag_proc *p;
 
+	each(ag, tab, AG_KEEP_KEY, ag_key_adopt);
 	each(ag, tab, AG_KEEP_VNODE, ag_vn_adopt);
 	each(ag, tab, AG_KEEP_PROC, ag_proc_adopt);
 	each(ag, tab, AG_KEEP_USE, use_adopt);

@@ -28,6 +28,7 @@
 
 #include "brk.h"
 #include "change.h"
+#include "key.h"
 #include "req.h"
 #include "server.h"
 
@@ -36,11 +37,6 @@
 #define WINDOW_FIRST 32u
 #define AHEAD 4u
 #define UNDER_WAY_MAX 16u /* FETCH calls for one file, but for pages somebody waits for */
-
-static rf_file file_of(struct ag_vnode *vn)
-{
-	return (rf_file){.volume = vn->vol->handle, .fid = vn->fid, .path = vn->path};
-}
 
 /* ---- versions ---- */
 
@@ -292,7 +288,7 @@ void ag_fetch_status(struct ag_vnode *vn)
 	if (vn->asking || !ag_list_empty(&vn->fetches))
 		return;
 	c = ag_call_new(vn->vol, vn, on_status, NULL);
-	m.body.rf_body_u.status.file = file_of(vn);
+	m.body.rf_body_u.status.file = ag_key_file(vn, vn->key);
 	m.body.rf_body_u.status.promise = true;
 	vn->asking++;
 	ag_count(vn->ag, RF_R_VALIDATE, 1);
@@ -373,7 +369,7 @@ static void fetch(struct ag_vnode *vn, uint64_t page, uint64_t npages)
 	c->page = page;
 	c->npages = npages;
 	ag_list_add(&vn->fetches, &c->by_vn);
-	f->file = file_of(vn);
+	f->file = ag_key_file(vn, vn->key);
 	f->range.off = page << RF_PAGE_SHIFT;
 	f->range.len = npages << RF_PAGE_SHIFT;
 	f->promise = true;

@@ -55,6 +55,13 @@ static void close_fds(const int *fd, uint32_t nfd)
 			close(fd[i]);
 }
 
+static void free_meta(struct ag_keep *k)
+{
+	if (k->len) /* it may be a secret */
+		explicit_bzero(k->meta, k->len);
+	free(k->meta);
+}
+
 int ag_keep_set(struct ag_keeptab *tab, enum ag_keep_kind kind, uint64_t id, const int *fd,
 		uint32_t nfd, const void *meta, uint32_t len)
 {
@@ -77,7 +84,7 @@ int ag_keep_set(struct ag_keeptab *tab, enum ag_keep_kind kind, uint64_t id, con
 		k->id = id;
 		ag_list_add(chain_of(tab, kind, id), &k->link);
 	}
-	free(k->meta);
+	free_meta(k);
 	k->meta = m;
 	k->len = len;
 	if (nfd) {
@@ -96,7 +103,7 @@ void ag_keep_remove(struct ag_keeptab *tab, enum ag_keep_kind kind, uint64_t id)
 		return;
 	close_fds(k->fd, k->nfd);
 	ag_list_del(&k->link);
-	free(k->meta);
+	free_meta(k);
 	free(k);
 }
 
@@ -178,6 +185,7 @@ int ag_keep_receive(int sock, struct ag_keeptab *tab)
 	if (n >= (ssize_t)sizeof(m) && m.nfd == nfd && m.len == (size_t)n - sizeof(m)) {
 		if (m.op == PUT) {
 			r = ag_keep_set(tab, m.kind, m.id, fd, nfd, meta, m.len);
+			explicit_bzero(meta, m.len);
 			if (!r)
 				return 1;
 		} else if (m.op == DEL) {

@@ -19,7 +19,8 @@ enum ag_keep_kind {
 	AG_KEEP_HOST,       /* id 0: host, twins; struct ag_keep_host */
 	AG_KEEP_PROC,       /* id: proc id: connection, proc, userfaultfd, stripper, pidfd */
 	AG_KEEP_VNODE,      /* id: vnode: data, state; struct ag_keep_vnode and strings */
-	AG_KEEP_USE,        /* id: proc << 32 | vnode; count of opens */
+	AG_KEEP_USE,        /* id: proc << 32 | vnode; struct ag_keep_use */
+	AG_KEEP_KEY,        /* id: number of the key; struct ag_keep_key and strings */
 };
 
 #define AG_KEEP_FDS 5
@@ -38,7 +39,12 @@ struct ag_keep_vnode {
 	/* addr, name, path */
 };
 struct ag_keep_use {
-	uint32_t opens;
+	uint32_t opens, pad;
+	uint64_t keys; /* set of those that it opened the file under */
+};
+struct ag_keep_key {
+	uint16_t name_len, secret_len;
+	/* name, secret */
 };
 
 struct ag_keep {

@@ -16,6 +16,9 @@ struct ag_keep;
 struct ag_server;
 struct ag_vnode;
 
+/* Sets of keys. */
+#define AG_KEY_BIT(key) ((uint64_t)1 << ((key) % RF_KEYS))
+
 /*
  * The number of that key, made if it is new.  The same name with another secret is another key.
  * -ENFILE: RF_KEYS are in use (attached programs, dirty pages); -EINVAL: empty or too long.

@@ -24,6 +24,7 @@
 
 #include "change.h"
 #include "fetch.h"
+#include "key.h"
 #include "req.h"
 #include "server.h"
 
@@ -369,7 +370,7 @@ void ag_op_send(struct ag_op *op)
 {
 	struct ag_vnode *vn = op->vn;
 	struct rf_msg m = {.body.type = op->type};
-	rf_file file = {.volume = vn->vol->handle, .fid = vn->fid, .path = vn->path};
+	rf_file file;
 	const void *payload = NULL;
 	size_t len = 0;
 
@@ -393,6 +394,7 @@ void ag_op_send(struct ag_op *op)
 		}
 	}
 	op->instance = vn->vol->srv->instance;
+	file = ag_key_file(vn, op->key);
 	if (op->settle)
 		m.body.type = RF_SYNC;
 	switch (m.body.type) {

@@ -26,6 +26,7 @@ struct ag_op {
 	enum ag_op_state state;
 	bool applied; /* once; a repeat is not applied again, here neither */
 	uint64_t seq, request, since;
+	uint32_t key; /* the identity that it is made under */
 	bool durable, may_extend;
 	bool program;      /* asked for by a program: it gets the error, nothing is excised */
 	bool gated;        /* vn->gate is ours */

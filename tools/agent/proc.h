@@ -30,6 +30,7 @@ struct ag_use {
 	struct ag_proc *proc;
 	struct ag_vnode *vn;
 	uint32_t opens;
+	uint64_t keys; /* set of those that it opened the file under */
 };
 
 /*

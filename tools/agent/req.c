@@ -23,6 +23,7 @@
 
 #include "change.h"
 #include "fetch.h"
+#include "key.h"
 #include "server.h"
 
 #define REQS_MAX 4096u    /* of one program under way; it has RF_CELLS cells */
@@ -204,6 +205,7 @@ static void extend_send(struct ag_vnode *vn)
 {
 	struct ag_op *op = ag_op_new(vn, RF_SET_SIZE);
 
+	op->key = vn->extend_key;
 	op->grow_only = true;
 	op->size = op->alloc_off = vn->size;
 	ag_op_send(op);
@@ -388,6 +390,7 @@ static int serve_change(struct ag_req *req)
 		      (uint64_t)(req->q.cell & 0xff) << 32 | req->q.seq;
 	op->req = req;
 	op->program = op->gated = vn->gate = true;
+	op->key = req->q.key;
 	req->op = op;
 	switch (req->q.op) {
 	case RF_OP_APPEND:
@@ -465,9 +468,10 @@ static void open_answer(struct ag_req *req, int err, const char *text)
 		ag_send(req->reply, &r, sizeof(r), NULL, 0);
 	} else {
 		r.vnode = vn->id;
+		r.key = req->q.key;
 		ag_vn_stat_add(vn, req->open.dev, req->open.ino);
 		if (!ag_send(req->reply, &r, sizeof(r), (int[]){vn->data_fd, vn->state_fd}, 2))
-			ag_vn_use(vn, req->proc, 1);
+			ag_vn_use(vn, req->proc, 1, AG_KEY_BIT(req->q.key));
 	}
 	req_free(req);
 }
@@ -565,6 +569,7 @@ static void serve_open(struct ag_req *req)
 	if (!r)
 		return;
 	l->volume = req->vol->handle;
+	l->key = ag_key_show(srv, req->q.key);
 	l->flags = req->open.flags;
 	l->mode = req->open.mode;
 	l->path = req->path;
@@ -590,21 +595,27 @@ bool ag_req_wants(const struct ag_server *srv)
 	return false;
 }
 
-static const char *open_parse(struct ag_proc *p, const struct rf_req *q, const void *var,
-			      size_t len, int reply)
+static const char *open_parse(struct ag_proc *p, const struct rf_req *q, void *var, size_t len,
+			      int reply)
 {
 	const struct rf_open *o = var;
-	const char *s = (const char *)var + sizeof(*o);
+	char *s = (char *)var + sizeof(*o), *secret;
 	struct ag_server *srv;
 	struct ag_req *req;
 	char addr[256], name[RF_MAX_NAME + 1];
+	int key = 0;
 
-	if (len < sizeof(*o) ||
-	    len != sizeof(*o) + (size_t)o->addr_len + (size_t)o->name_len + (size_t)o->path_len)
+	if (len < sizeof(*o) || len != sizeof(*o) + (size_t)o->addr_len + (size_t)o->name_len +
+					   (size_t)o->path_len + (size_t)o->key_len +
+					   (size_t)o->secret_len)
 		return "an OPEN of the wrong length";
-	if (!o->addr_len || o->addr_len >= sizeof(addr) || !o->name_len ||
+	secret = s + o->addr_len + o->name_len + o->path_len + o->key_len;
+	if (o->key_len)
+		key = ag_key_get(p->ag, secret - o->key_len, o->key_len, secret, o->secret_len);
+	explicit_bzero(secret, o->secret_len);
+	if (key == -EINVAL || !o->addr_len || o->addr_len >= sizeof(addr) || !o->name_len ||
 	    o->name_len >= sizeof(name) || !o->path_len || o->path_len > RF_MAX_PATH ||
-	    memchr(s, 0, len - sizeof(*o)))
+	    memchr(s, 0, (size_t)o->addr_len + o->name_len + o->path_len))
 		return "an OPEN with a name that is none";
 	memcpy(addr, s, o->addr_len);
 	addr[o->addr_len] = '\0';
@@ -612,9 +623,16 @@ static const char *open_parse(struct ag_proc *p, const struct rf_req *q, const v
 	name[o->name_len] = '\0';
 	req = req_new(p->ag, p, NULL);
 	req->q = *q;
+	req->q.key = key > 0 ? (uint32_t)key : 0;
 	req->open = *o;
 	req->reply = reply;
 	req->path = strndup(s + o->addr_len + o->name_len, o->path_len);
+	if (key < 0) {
+		snprintf(name, sizeof(name), "%u keys are in use on this host, no more fit",
+			 RF_KEYS - 1);
+		open_answer(req, key, name);
+		return NULL;
+	}
 	srv = ag_server_get(p->ag, addr);
 	if (!srv || !req->path) {
 		open_answer(req, -ENFILE, "too many servers are known to the agent");
@@ -670,6 +688,17 @@ static void close_vnode(struct ag_proc *p, struct ag_vnode *vn, uint64_t opens)
 	ag_vn_trim(p->ag, false);
 }
 
+/* A fork child: it holds the file under any of the keys that its parent opened it under. */
+static int adopt(struct ag_proc *p, struct ag_vnode *vn, const struct rf_req *q)
+{
+	uint64_t keys = AG_KEY_BIT(q->key);
+	struct ag_use *u;
+
+	ag_for_each (u, &vn->uses, by_vnode)
+		keys |= u->keys;
+	return ag_vn_use(vn, p, (uint32_t)ag_min(q->arg[0], 1u << 30), keys) ? 0 : -ENOMEM;
+}
+
 static void request(struct ag_proc *p, const struct rf_req *q, const void *var, size_t len)
 {
 	struct ag_vnode *vn = ag_vn_get(p->ag, q->vnode);
@@ -689,8 +718,7 @@ static void request(struct ag_proc *p, const struct rf_req *q, const void *var, 
 		close_vnode(p, vn, q->arg[0]);
 		return;
 	case RF_OP_ADOPT:
-		r = ag_vn_use(vn, p, (uint32_t)ag_min(q->arg[0], 1u << 30)) ? 0 : -ENOMEM;
-		ag_proc_answer(p, q->cell, q->seq, r, 0, 0);
+		ag_proc_answer(p, q->cell, q->seq, adopt(p, vn, q), 0, 0);
 		return;
 	case RF_OP_FLUSH:
 		if (q->arg[2] & RF_FLUSH_NOWAIT) {
@@ -720,7 +748,7 @@ static void request(struct ag_proc *p, const struct rf_req *q, const void *var, 
 	ag_vn_kick(vn);
 }
 
-void ag_req_packet(struct ag_proc *p, const void *buf, size_t len, const int *fd, unsigned nfd)
+void ag_req_packet(struct ag_proc *p, void *buf, size_t len, const int *fd, unsigned nfd)
 {
 	const char *bad = NULL;
 	struct rf_req q;
@@ -730,7 +758,8 @@ void ag_req_packet(struct ag_proc *p, const void *buf, size_t len, const int *fd
 		goto out;
 	}
 	memcpy(&q, buf, sizeof(q));
-	buf = (const char *)buf + sizeof(q);
+	q.key = ag_key_check(p->ag, q.key);
+	buf = (char *)buf + sizeof(q);
 	len -= sizeof(q);
 	if (q.version != RF_AGENT_VERSION)
 		bad = "sent a request of another version";

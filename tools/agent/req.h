@@ -42,7 +42,7 @@ struct ag_req {
 };
 
 /* A packet of a program; takes the descriptors. */
-void ag_req_packet(struct ag_proc *p, const void *buf, size_t len, const int *fd, unsigned nfd);
+void ag_req_packet(struct ag_proc *p, void *buf, size_t len, const int *fd, unsigned nfd);
 /* The program is gone. */
 void ag_req_forget_proc(struct ag_proc *p);
 

@@ -651,6 +651,7 @@ static void attempt(struct ag_server *srv)
 	}
 	srv->fd = fd;
 	srv->conn++;
+	srv->shown = 0;
 	srv->state = AG_HELLO;
 	srv->err = 0;
 	schedule(srv, HELLO_WAIT);

@@ -28,6 +28,7 @@ struct ag_server {
 	struct rf_rx rx;
 	struct ag_list tx; /* what the socket did not take yet */
 	uint32_t conn;     /* counts connections */
+	uint64_t shown;    /* set of keys that it knows on this one */
 	uint32_t mass;     /* counts mass breaks */
 	uint32_t xid;
 	uint64_t instance, lease;

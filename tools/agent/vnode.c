@@ -472,9 +472,9 @@ void ag_vn_trim(struct ag *ag, bool all)
 
 /* ---- used ---- */
 
-struct ag_use *ag_vn_use(struct ag_vnode *vn, struct ag_proc *p, uint32_t opens)
+struct ag_use *ag_vn_use(struct ag_vnode *vn, struct ag_proc *p, uint32_t opens, uint64_t keys)
 {
-	struct ag_keep_use meta;
+	struct ag_keep_use meta = {0};
 	struct ag_use *u;
 
 	ag_for_each (u, &vn->uses, by_vnode)
@@ -493,7 +493,9 @@ struct ag_use *ag_vn_use(struct ag_vnode *vn, struct ag_proc *p, uint32_t opens)
 	ag_list_add(&vn->uses, &u->by_vnode);
 found:
 	u->opens += opens;
+	u->keys |= keys;
 	meta.opens = u->opens;
+	meta.keys = u->keys;
 	ag_keep_put(vn->ag->keep, AG_KEEP_USE, (uint64_t)p->id << 32 | vn->id, NULL, 0, &meta,
 		    sizeof(meta));
 	return u;

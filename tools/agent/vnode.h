@@ -20,6 +20,8 @@ struct ag_vnode {
 	rf_fid fid;
 	char *path; /* its last known name */
 	uint32_t id;
+	uint32_t
+	    key; /* that it was last opened or read under; asks for what nobody in particular wants */
 	struct ag_list by_fid, by_server, by_use /* ag->unused */, kick;
 
 	int data_fd, state_fd;
@@ -62,10 +64,11 @@ struct ag_vnode {
 
 	/* Write-back. */
 	uint64_t op_seq, unstable_seq;
-	uint32_t unapplied; /* operations in ops that are not applied yet */
-	bool gate;          /* a change of size or a punch is under way: no stores are sent */
-	bool behind;        /* a flush that nobody waits for is under way */
-	bool barrier;       /* stores of the agent before may not be released yet */
+	uint32_t unapplied;  /* operations in ops that are not applied yet */
+	bool gate;           /* a change of size or a punch is under way: no stores are sent */
+	bool behind;         /* a flush that nobody waits for is under way */
+	uint32_t extend_key; /* whose write() made it larger than the server's */
+	bool barrier;        /* stores of the agent before may not be released yet */
 
 	struct ag_stream {
 		uint64_t start, next; /* what was asked for last */
@@ -90,8 +93,8 @@ void ag_vn_path(struct ag_vnode *vn, const char *path);
 void ag_vn_kick(struct ag_vnode *vn);
 void ag_vn_look(struct ag_vnode *vn);
 
-/* A program holds it (opens more often); it does not any more. */
-struct ag_use *ag_vn_use(struct ag_vnode *vn, struct ag_proc *p, uint32_t opens);
+/* A program holds it (opens more often, under these keys too); it does not any more. */
+struct ag_use *ag_vn_use(struct ag_vnode *vn, struct ag_proc *p, uint32_t opens, uint64_t keys);
 void ag_vn_unuse(struct ag_use *u);
 /* Forget files that nobody holds, beyond AG_UNUSED_MAX (all: every one that can be). */
 void ag_vn_trim(struct ag *ag, bool all);
