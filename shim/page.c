@@ -138,6 +138,13 @@ void page_mark_written(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t 
 	for (uint32_t at = off; at < end;) {
 		uint32_t to = (at | 7) + 1 < end ? (at | 7) + 1 : end;
 
+		if (at % 64 == 0 && end - at >= 64) {
+			/* All of them: no need to keep what others set. */
+			atomic_store_explicit((_Atomic uint64_t *)&mark[at / 8], UINT64_MAX,
+					      memory_order_relaxed);
+			at += 64;
+			continue;
+		}
 		atomic_fetch_or_explicit(&mark[at / 8],
 					 (uint8_t)((0xffu << (at & 7)) & (0xffu >> (-to & 7))),
 					 memory_order_relaxed);

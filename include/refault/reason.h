@@ -40,8 +40,10 @@
 	X(RESEND, "resend", "change sent again, with its id, after a lost connection or a crash")  \
 	X(REJECT, "reject", "store_data that the server refused for good")                         \
 	X(KEY_FLUSH, "key-flush", "store to a page that was dirty under another key")              \
-	X(BACK_PRESSURE, "back-pressure", "store that waited for free twins")                                                       \
+	X(BACK_PRESSURE, "back-pressure", "store that waited for free twins")                      \
 	X(REDIRTY, "redirty", "page that stayed dirty over its flush")                             \
+	X(WIRE_SENT, "wire-sent", "bytes sent to servers")                                         \
+	X(WIRE_RECEIVED, "wire-received", "bytes received from servers")                           \
 	X(RECONNECT, "reconnect", "connection to a server made again")                             \
 	X(GARBAGE, "garbage", "message that made no sense; its sender was dropped")
 

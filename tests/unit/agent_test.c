@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -175,7 +176,7 @@ Test(agent_words, sync_bit_and_generation_wrap)
 /* ---- diff ---- */
 
 static _Alignas(4096) unsigned char page[4096], twin[4096], snap[4096], theirs[4096];
-static _Atomic uint8_t mark[RF_MARK_SIZE];
+static _Alignas(8) _Atomic uint8_t mark[RF_MARK_SIZE];
 static rf_range range[4096];
 static unsigned char data[65536];
 static struct ag_change change;
@@ -253,6 +254,121 @@ Test(agent_diff, marked_bytes_count_though_equal, .init = setup)
 	cr_assert_eq(ag_diff(&change, page, twin, mark, 0, 4096), 2);
 	cr_assert(change.n == 2 && range[0].off == 8 && range[1].off == 15);
 	cr_assert(data[0] == page[8] && data[1] == page[15]);
+}
+
+/* What ag_diff must find, byte by byte. */
+static void model_diff(struct ag_change *c, uint64_t off, bool marks, uint32_t limit)
+{
+	for (uint32_t i = 0; i < limit; i++) {
+		rf_range *r = c->n ? &c->range[c->n - 1] : NULL;
+
+		if (page[i] == twin[i] && !(marks && mark[i / 8] >> i % 8 & 1))
+			continue;
+		if (r && r->off + r->len == off + i)
+			r->len++;
+		else
+			c->range[c->n++] = (rf_range){off + i, 1};
+		c->data[c->len++] = page[i];
+	}
+}
+
+/* Change (or mark) runs of 1 .. most bytes with gaps of the same. */
+static void scatter(uint64_t *seed, unsigned most, bool marks)
+{
+	for (uint32_t at = 0, n;; at += n) {
+		*seed = *seed * 6364136223846793005u + 1442695040888963407u;
+		n = 1 + (uint32_t)(*seed >> 33) % most;
+		for (uint32_t i = at; i < at + n && i < 4096; i++) {
+			if (marks)
+				mark[i / 8] |= (uint8_t)(1u << i % 8);
+			else
+				page[i] ^= (unsigned char)(*seed >> 40 | 1);
+		}
+		at += n + (uint32_t)(*seed >> 21) % most;
+		if (at >= 4096)
+			return;
+	}
+}
+
+Test(agent_diff, as_a_model_that_knows_bytes, .init = setup)
+{
+	static const unsigned most[] = {1, 3, 8, 20, 64, 130, 700, 4096};
+	static const uint32_t limits[] = {4096, 4095, 4088, 4033, 2048, 65, 64, 63, 9, 1, 0};
+	static rf_range want_range[4096];
+	static unsigned char want_data[65536];
+	uint64_t seed = 1;
+
+	for (unsigned k = 0; k < 8 * 8 * 11 * 4; k++) {
+		struct ag_change want = {want_range, 0, 4096, want_data, 0, sizeof(want_data)};
+		const uint32_t limit = limits[k / 64 % 11];
+		const bool marks = k / 704 % 2;
+
+		setup();
+		if (k / 1408)
+			cr_assert_eq(ag_diff_all(&change, page, 8192 - 5, 5), 5, "joins on");
+		if (k / 1408)
+			ag_diff_all(&want, page, 8192 - 5, 5);
+		scatter(&seed, most[k % 8], false);
+		scatter(&seed, most[k / 8 % 8], true);
+		model_diff(&want, 8192, marks, limit);
+		cr_assert_eq(ag_diff(&change, page, twin, marks ? mark : NULL, 8192, limit),
+			     want.len - (k / 1408 ? 5 : 0), "round %u", k);
+		cr_assert_eq(change.n, want.n, "round %u: %u ranges, not %u", k, change.n, want.n);
+		cr_assert_arr_eq(change.range, want.range, want.n * sizeof(*want.range));
+		cr_assert_eq(change.len, want.len);
+		cr_assert_arr_eq(change.data, want.data, want.len);
+		/* With one byte less of room it is as if nothing had been asked. */
+		if (!want.len || k % 16)
+			continue;
+		change.n = 0;
+		change.len = 0;
+		change.size = want.len - (k / 1408 ? 5 : 0) - 1;
+		if (change.size >= want.len)
+			continue;
+		cr_assert_eq(ag_diff(&change, page, twin, marks ? mark : NULL, 8192, limit),
+			     change.size + 1 ? -ENOSPC : 0);
+		cr_assert(!change.n && !change.len);
+	}
+}
+
+struct writer {
+	_Atomic bool stop;
+	unsigned char value;
+};
+
+/* Stores words that are no mixture: all bytes of a word are equal. */
+static void *store_words(void *arg)
+{
+	struct writer *w = arg;
+	volatile uint64_t *p = (volatile uint64_t *)page;
+
+	while (!atomic_load(&w->stop)) {
+		uint64_t v = (uint64_t)++w->value * 0x0101010101010101u;
+
+		for (unsigned i = 0; i < 512; i++)
+			p[i] = v;
+	}
+	return NULL;
+}
+
+/* A range that is sent holds the bytes that were compared: never one that equals the twin. */
+Test(agent_diff, what_was_compared_is_what_is_sent, .init = setup)
+{
+	struct writer w = {0};
+	pthread_t thread;
+
+	memset(page, 0, sizeof(page));
+	memset(twin, 0, sizeof(twin));
+	cr_assert_eq(pthread_create(&thread, NULL, store_words, &w), 0);
+	for (unsigned k = 0; k < 20000; k++) {
+		change.n = 0;
+		change.len = 0;
+		cr_assert_geq(ag_diff(&change, page, twin, NULL, 0, 4096), 0);
+		for (size_t i = 0; i < change.len; i++)
+			cr_assert_neq(change.data[i], 0, "byte %zu of round %u", i, k);
+	}
+	atomic_store(&w.stop, true);
+	pthread_join(thread, NULL);
 }
 
 Test(agent_diff, without_a_twin_all_counts, .init = setup)

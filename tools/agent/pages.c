@@ -17,6 +17,7 @@
 #include "util.h"
 
 #define WORDS (RF_PAGE_SIZE / 8)
+#define LINE 64u
 
 bool ag_word_move(rf_word *word, uint64_t w, uint64_t to)
 {
@@ -60,40 +61,84 @@ static unsigned bytes_set(uint64_t x)
 	return (unsigned)((high >> 7) * 0x0102040810204080u >> 56);
 }
 
+/* Not 0 if a byte of x is zero. */
+static uint64_t byte_zero(uint64_t x)
+{
+	return (x - 0x0101010101010101u) & ~x & 0x8080808080808080u;
+}
+
+/* Put the runs of bytes whose bits are set. */
+static bool put_runs(struct ag_change *c, uint64_t off, uint64_t bytes, unsigned m)
+{
+	unsigned char b[8];
+
+	memcpy(b, &bytes, 8);
+	while (m) {
+		unsigned from = (unsigned)__builtin_ctz(m);
+		unsigned to = from + (unsigned)__builtin_ctz(~(m >> from));
+
+		if (!put(c, off + from, b + from, to - from))
+			return false;
+		m &= ~0u << to;
+	}
+	return true;
+}
+
+/* Programs may be storing: each byte is read once, and what was compared is what is sent. */
+static void read_once(void *to, const void *from)
+{
+	memcpy(to, from, LINE);
+	__asm__ volatile("" : : : "memory");
+}
+
+/* One cache line, at most limit bytes of it.  Mostly none of its bytes has changed, or all have. */
+static bool diff_line(struct ag_change *c, const unsigned char *p, const unsigned char *t,
+		      const _Atomic uint8_t *mark, uint64_t off, uint32_t limit)
+{
+	uint64_t word[LINE / 8], x[LINE / 8], m = 0, any = 0, same = 0;
+
+	read_once(word, p);
+	read_once(x, t);
+	for (uint32_t i = 0; i < LINE / 8; i++) {
+		x[i] ^= word[i];
+		any |= x[i];
+	}
+	if (mark)
+		m = atomic_load_explicit((_Atomic uint64_t *)mark, memory_order_relaxed);
+	if (!any && !m)
+		return true;
+	for (uint32_t i = 0; i < LINE / 8; i++)
+		same |= byte_zero(x[i]);
+	if (limit >= LINE && (!same || m == UINT64_MAX))
+		return put(c, off, (const unsigned char *)word, LINE);
+	for (uint32_t i = 0; i < LINE / 8 && i * 8 < limit; i++) {
+		unsigned b = (unsigned)(m >> i * 8 & 0xff) | bytes_set(x[i]);
+
+		if (limit - i * 8 < 8)
+			b &= (1u << (limit - i * 8)) - 1;
+		if (!put_runs(c, off + i * 8, word[i], b))
+			return false;
+	}
+	return true;
+}
+
 ssize_t ag_diff(struct ag_change *c, const void *page, const void *twin,
 		const _Atomic uint8_t *mark, uint64_t off, uint32_t limit)
 {
-	const volatile uint64_t *p = page, *t = twin;
+	const unsigned char *p = page, *t = twin;
 	const uint32_t n = c->n;
 	const size_t len = c->len;
 	const uint64_t last = n ? c->range[n - 1].len : 0;
 
-	for (uint32_t i = 0; i * 8 < limit; i++) {
-		/* Read once: a program may be storing. */
-		const uint64_t a = p[i], x = a ^ t[i];
-		unsigned m = mark ? atomic_load_explicit(&mark[i], memory_order_relaxed) : 0;
-		unsigned char b[8];
-
-		if (!x && !m)
-			continue;
-		m |= bytes_set(x);
-		if (limit - i * 8 < 8)
-			m &= (1u << (limit - i * 8)) - 1;
-		memcpy(b, &a, 8);
-		while (m) {
-			unsigned from = (unsigned)__builtin_ctz(m);
-			unsigned to = from + (unsigned)__builtin_ctz(~(m >> from));
-
-			if (!put(c, off + i * 8 + from, b + from, to - from)) {
-				c->n = n;
-				c->len = len;
-				if (n)
-					c->range[n - 1].len = last;
-				return -ENOSPC;
-			}
-			m &= ~0u << to;
+	for (uint32_t at = 0; at < limit; at += LINE)
+		if (!diff_line(c, p + at, t + at, mark ? mark + at / 8 : NULL, off + at,
+			       limit - at)) {
+			c->n = n;
+			c->len = len;
+			if (n)
+				c->range[n - 1].len = last;
+			return -ENOSPC;
 		}
-	}
 	return (ssize_t)(c->len - len);
 }
 

@@ -36,9 +36,9 @@ struct ag_change {
 
 /*
  * Append what differs between the first limit bytes of page and twin, or is marked (mark may be
- * NULL); off is the page's offset in
- * the file.  Runs that touch are joined.  Returns the number of bytes, or -ENOSPC with nothing
- * appended.
+ * NULL, else it is aligned to 8); off is the page's offset in the file.  Runs that touch are
+ * joined.  Returns the number of bytes, or -ENOSPC with nothing appended.  Page and twin are read
+ * to the end of the cache line that holds limit.
  */
 ssize_t ag_diff(struct ag_change *c, const void *page, const void *twin,
 		const _Atomic uint8_t *mark, uint64_t off, uint32_t limit);

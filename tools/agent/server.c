@@ -12,7 +12,7 @@
  * is the next HELLO may go out, because HELLO lets other hosts' changes through.  Attempts begin
  * again as long as something waits, with BACKOFF_MIN to BACKOFF_MAX between them.
  *
- * Counters: mass-break, reconnect, garbage.
+ * Counters: mass-break, wire-sent, wire-received, reconnect, garbage.
  * Locks: none.
  */
 #include "server.h"
@@ -179,6 +179,7 @@ static void send_frame(struct ag_server *srv, struct rf_msg *m, const void *payl
 	}
 	if (n < 0)
 		n = 0;
+	ag_count(srv->ag, RF_R_WIRE_SENT, (uint64_t)n);
 	if ((size_t)n < iov[0].iov_len + len)
 		queue(srv, iov, 2, (size_t)n);
 }
@@ -200,6 +201,7 @@ static void flush_tx(struct ag_server *srv)
 				broken(srv, -errno, strerror(errno));
 				return;
 			}
+			ag_count(srv->ag, RF_R_WIRE_SENT, (uint64_t)n);
 			tx->off += (size_t)n;
 		}
 		ag_list_del(&tx->link);
@@ -562,6 +564,7 @@ static void on_readable(struct ag_server *srv)
 			       r ? strerror((int)-r) : "the server closed the connection");
 		return;
 	}
+	ag_count(srv->ag, RF_R_WIRE_RECEIVED, (uint64_t)r);
 	while (!srv->broken && (n = rf_rx_next(&srv->rx, &frame)) != 0) {
 		if (n < 0) {
 			ag_server_garbage(srv, "what is no frame");
