@@ -3,191 +3,22 @@
  * server_test.c - the server as its clients see it: promises, breaks, acknowledgements, leases,
  * rights, and changes by others.  Each test runs a server of its own in a child process.
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "srv_own.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
-#include <grp.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
-
-#include "srv_client.h"
-#include "tools/server/srv.h"
-
-#define LEASE 400
-#define SOON 2000 /* ms in which a thing that must happen happens */
-#define NOT 60    /* ms in which a thing that must not happen would have */
-
-/* ---- a server of one's own ---- */
-
-static char base[64], dir[80], sock[80];
-static struct srv_config config;
-static pid_t server;
-
-static void start_server(void)
-{
-	char line[8] = "";
-	int out[2];
-
-	cr_assert(not(pipe(out)));
-	server = fork();
-	if (!server) {
-		prctl(PR_SET_PDEATHSIG, SIGTERM);
-		dup2(out[1], 1);
-		close(out[0]);
-		_exit(srv_run(&config));
-	}
-	close(out[1]);
-	cr_assert(read(out[0], line, sizeof(line)) > 0, "the server does not start");
-	close(out[0]);
-}
-
-static void stop_server(int sig)
-{
-	int status = 0;
-
-	kill(server, sig);
-	waitpid(server, &status, 0);
-	if (sig == SIGTERM)
-		cr_assert(eq(int, status, 0), "server ended with %x", status);
-	server = 0;
-}
-
-static void setup_at(const char *where)
-{
-	static char addr[96];
-
-	signal(SIGPIPE, SIG_IGN);
-	umask(0);
-	snprintf(base, sizeof(base), "%s/refault-srv-XXXXXX", where);
-	cr_assert(mkdtemp(base) != NULL);
-	chmod(base, 0755);
-	snprintf(dir, sizeof(dir), "%s/dir", base);
-	snprintf(sock, sizeof(sock), "%s/s", base);
-	snprintf(addr, sizeof(addr), "unix:%s", sock);
-	mkdir(dir, 0777);
-	memset(&config, 0, sizeof(config));
-	config.export[0].name = "x";
-	config.export[0].where = dir;
-	config.nexports = 1;
-	config.listen = addr;
-	config.lease_ms = LEASE;
-}
-
-static void setup(void)
-{
-	setup_at("/tmp");
-	start_server();
-}
-
-static int rm(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-	(void)st;
-	(void)type;
-	(void)ftw;
-	return remove(path);
-}
-
-static void teardown(void)
-{
-	if (server)
-		stop_server(SIGTERM);
-	cr_expect(access(sock, F_OK) != 0, "the socket was left behind");
-	nftw(base, rm, 16, FTW_DEPTH | FTW_PHYS);
-}
 
 TestSuite(server, .init = setup, .fini = teardown, .timeout = 30);
-
-/* ---- what others do, and what is on the disk ---- */
-
-static const char *at(const char *name)
-{
-	static char path[200];
-
-	snprintf(path, sizeof(path), "%s/%s", dir, name);
-	return path;
-}
-
-static void put_file(const char *name, const char *text)
-{
-	int fd = open(at(name), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0666);
-
-	cr_assert(fd >= 0);
-	cr_assert(eq(i64, write(fd, text, strlen(text)), (ssize_t)strlen(text)));
-	close(fd);
-}
-
-static const char *get_file(const char *name)
-{
-	static char buf[8192];
-	int fd = open(at(name), O_RDONLY | O_CLOEXEC);
-	ssize_t n = read(fd, buf, sizeof(buf) - 1);
-
-	close(fd);
-	buf[n < 0 ? 0 : n] = 0;
-	return buf;
-}
-
-static void others_rename(const char *from, const char *to)
-{
-	char path[200];
-
-	snprintf(path, sizeof(path), "%s", at(from));
-	cr_assert(not(rename(path, at(to))));
-}
-
-static void others_write(const char *name, off_t off, const char *text)
-{
-	int fd = open(at(name), O_WRONLY | O_CLOEXEC);
-
-	cr_assert(fd >= 0);
-	cr_assert(eq(i64, pwrite(fd, text, strlen(text), off), (ssize_t)strlen(text)));
-	close(fd);
-}
-
-static uint64_t ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
-}
-
-#define EXPECT(tc, type) cr_assert(eq(int, tc_recv(tc, SOON), type))
-#define NOTHING(tc) cr_assert(eq(int, tc_recv(tc, NOT), 0))
-#define ERROR(tc, e)                                                                               \
-	do {                                                                                       \
-		EXPECT(tc, RF_ERROR);                                                              \
-		cr_assert(eq(u32, (tc)->msg.body.rf_body_u.error.err, e));                         \
-	} while (0)
-
-static rf_break *br(struct tc *tc)
-{
-	return &tc->msg.body.rf_body_u.brk;
-}
-static rf_status *st(struct tc *tc)
-{
-	return &tc->msg.body.rf_body_u.status_r;
-}
-static rf_applied *applied(struct tc *tc)
-{
-	return &tc->msg.body.rf_body_u.applied;
-}
 
 /* ---- hello ---- */
 
@@ -1074,55 +905,6 @@ Test(server, create)
 	tc_lookup(&a, "new", RF_LK_CREATE | RF_LK_EXCL, 0600);
 	ERROR(&a, EEXIST);
 	tc_close(&a);
-}
-
-/* The rest of the test as another user; false: not root, or in the parent after the child's
- * success. */
-static bool as_nobody(void)
-{
-	int status;
-	pid_t pid;
-
-	if (geteuid())
-		return false;
-	pid = fork();
-	if (!pid) {
-		if (setgroups(0, NULL) || setresgid(65534, 65534, 65534) ||
-		    setresuid(65534, 65534, 65534))
-			_exit(9);
-		server = 0;
-		return true;
-	}
-	waitpid(pid, &status, 0);
-	if (status == 9 << 8)
-		cr_skip("cannot become another user here");
-	cr_assert(eq(int, status, 0), "child: %x", status);
-	return false;
-}
-
-#define CHILD(cond)                                                                                \
-	do {                                                                                       \
-		if (!(cond)) {                                                                     \
-			fprintf(stderr, "line %d: %s\n", __LINE__, #cond);                         \
-			_exit(1);                                                                  \
-		}                                                                                  \
-	} while (0)
-
-/* The next message that is not a break. */
-static int reply(struct tc *tc)
-{
-	int type;
-
-	while ((type = tc_recv(tc, SOON)) == RF_BREAK)
-		tc_ack(tc, br(tc)->id);
-	return type;
-}
-
-static int error_of(struct tc *tc)
-{
-	if (reply(tc) != RF_ERROR)
-		return 0;
-	return (int)tc->msg.body.rf_body_u.error.err;
 }
 
 Test(server, acts_with_the_peers_rights)
