@@ -87,12 +87,13 @@ eventually() {
 	done
 }
 
-# start_server [ARGUMENT...]: returns when it listens.
+# start_server [ARGUMENT...]: returns when it listens.  SERVE: what it is started by.
+SERVE=()
 start_server() {
 	local line out=$T/srv/out
 	rm -f "$out"
 	mkfifo "$out"
-	"$BIN/refault-server" --export "vol=$T/vol" --listen "unix:$SOCK" "$@" >"$out" 2>&1 &
+	"${SERVE[@]}" "$BIN/refault-server" --export "vol=$T/vol" --listen "unix:$SOCK" "$@" >"$out" 2>&1 &
 	SERVER=$!
 	exec {server_fd}<"$out"
 	while IFS= read -r -t 30 line <&"$server_fd"; do
@@ -147,6 +148,9 @@ wrapper() {
 	} >"$T/$name"
 	chmod 755 "$T/$name"
 }
+
+# start_agent HOST OPTION...: one with options, before a program starts it without.
+start_agent() { raw "$1" "$BIN/refault-agent" --daemon "${@:2}" || die "host $1 has no agent"; }
 
 # make_hosts [NAME...]: freeze $T/vol for all but the first, make the hosts: A and B unless told.
 make_hosts() {

@@ -696,8 +696,11 @@ static int write_all(int fd, const void *buf, size_t len, uint64_t off, size_t *
 	return 0;
 }
 
-/* Put back the first n ranges and the size, last range first: they may overlap. */
-static void store_undo(struct dir_change *c, uint64_t limit, size_t n)
+/*
+ * Put back the first n ranges, `part` bytes of the last of them, and the size; last range first: they
+ * may overlap.  No more than was written: behind it may be a hole, and space is what has run out.
+ */
+static void store_undo(struct dir_change *c, uint64_t limit, size_t n, uint64_t part)
 {
 	struct store_change *ch = c->ch;
 	uint64_t size = ch->before.size, pos = 0;
@@ -714,6 +717,8 @@ static void store_undo(struct dir_change *c, uint64_t limit, size_t n)
 		uint64_t len = inside(&ch->ranges[i], limit);
 
 		pos -= len;
+		if (i == n - 1 && len > part)
+			len = part;
 		if (len && write_all(c->fd, c->old + pos, len, ch->ranges[i].off, &done))
 			ch->torn = true;
 	}
@@ -777,9 +782,7 @@ static int dir_store(struct store_file *file, const struct store_cred *cred,
 
 		err = write_all(c.fd, ch->data + pos, len, ch->ranges[i].off, &done);
 		if (err) {
-			/* The failed range counts as far as it got; restoring all of it does too.
-			 */
-			store_undo(&c, limit, done ? i + 1 : i);
+			store_undo(&c, limit, i + 1, done);
 			return change_end(&c, true, err);
 		}
 		pos += ch->ranges[i].len;
