@@ -3,8 +3,10 @@
  * agent.c - the library's side of agent.h: find or start the agent, attach, ask, wait.
  *
  * A request is one packet; its answer arrives in a cell of the proc area.  The cell's seq ties the
- * two together: whoever abandons a request (a signal handler jumped out of the wait) leaves the
- * cell busy, and it is taken over only when all others are in use.
+ * two together; it moves when the cell is taken and when it is given back, so that no second answer
+ * (the request was sent to two agents, one after the other) is another request's.  Whoever abandons a
+ * request (a signal handler jumped out of the wait) leaves the cell busy, and it is taken over only
+ * when all others are in use.
  *
  * Counters: request.
  * Locks: attach_lock over the handshake; cells by CAS.
@@ -526,12 +528,19 @@ bool agent_gone(const struct ctx *c)
 	return hung_up(c->sock);
 }
 
-int agent_request(struct ctx *c, enum rf_op op, uint32_t vnode, const uint64_t arg[4],
+/* Nobody waits here any more: what comes late finds another seq. */
+static void cell_put(struct rf_cell *cell)
+{
+	atomic_fetch_add(&cell->seq, 1);
+	atomic_store(&cell->state, RF_CELL_FREE);
+}
+
+int agent_request(struct ctx *c, enum rf_op op, uint32_t vnode, uint32_t key, const uint64_t arg[4],
 		  const void *var, size_t len, uint64_t ret[2], sys_mask mask)
 {
-	struct rf_req req = {.op = op, .version = RF_AGENT_VERSION, .vnode = vnode};
+	struct rf_req req = {.op = op, .version = RF_AGENT_VERSION, .vnode = vnode, .key = key};
 	struct rf_cell *cell;
-	uint32_t gen, seq;
+	uint32_t gen;
 	sys_mask old;
 	int r;
 
@@ -540,14 +549,14 @@ int agent_request(struct ctx *c, enum rf_op op, uint32_t vnode, const uint64_t a
 		return r;
 	memcpy(req.arg, arg, sizeof(req.arg));
 	count(c, RF_R_REQUEST);
+another:
 	cell = cell_take(c, &req.cell);
+	req.seq = atomic_fetch_add(&cell->seq, 1) + 1;
 again:
-	seq = atomic_fetch_add(&cell->seq, 1) + 1;
-	req.seq = seq;
 	gen = atomic_load(&c->proc->agent_gen);
 	r = send_packet(c->sock, &req, var, len, NULL, 0);
 	if (r) {
-		atomic_store(&cell->state, RF_CELL_FREE);
+		cell_put(cell);
 		log_line("refault-agent is gone: errno %d; its files cannot be used any more", -r);
 		return -EHOSTDOWN;
 	}
@@ -555,29 +564,25 @@ again:
 	for (;;) {
 		uint32_t s = atomic_load_explicit(&cell->state, memory_order_acquire);
 
-		if (atomic_load(&cell->seq) != seq) {
-			/* taken over by another thread after a thousand rounds without a free cell
-			 */
-			cell = cell_take(c, &req.cell);
+		if (atomic_load(&cell->seq) != req.seq) {
+			/* Taken over by another thread, with the answer that was in it, after a
+			 * thousand rounds without a free cell.  A new cell makes a new request
+			 * id: that may not be done twice where it adds to the file. */
 			sys_setmask(old);
-			goto again;
+			if (op == RF_OP_APPEND)
+				return -EIO;
+			goto another;
 		}
 		if (s == RF_CELL_DONE)
 			break;
 		if (atomic_load(&c->proc->agent_gen) != gen) {
 			sys_setmask(old);
-			if (op == RF_OP_APPEND) { /* the only one that may not be done twice */
-				atomic_fetch_add(&cell->seq, 1);
-				atomic_store(&cell->state, RF_CELL_FREE);
-				return -EIO;
-			}
-			goto again;
+			goto again; /* by cell and seq it is the same request to the next agent */
 		}
 		r = sys_futex_wait(&cell->state, RF_CELL_BUSY, 1000);
 		if (r == -ETIMEDOUT && hung_up(c->sock)) {
 			sys_setmask(old);
-			atomic_fetch_add(&cell->seq, 1);
-			atomic_store(&cell->state, RF_CELL_FREE);
+			cell_put(cell);
 			return -EHOSTDOWN;
 		}
 	}
@@ -586,7 +591,7 @@ again:
 		ret[0] = atomic_load(&cell->ret[0]);
 		ret[1] = atomic_load(&cell->ret[1]);
 	}
-	atomic_store(&cell->state, RF_CELL_FREE);
+	cell_put(cell);
 	sys_setmask(old);
 	return r;
 }
@@ -611,10 +616,10 @@ void agent_close(struct ctx *c, uint32_t vnode, uint32_t opens)
 }
 
 int agent_open(struct ctx *c, const struct rf_open *o, const char *addr, const char *name,
-	       const char *path, struct vnode **out)
+	       const char *path, const struct key *key, struct vnode **out, uint32_t *number)
 {
 	struct rf_req req = {.op = RF_OP_OPEN, .version = RF_AGENT_VERSION, .cell = RF_CELLS};
-	char var[sizeof(*o) + 256 + 256 + 4096];
+	char var[sizeof(*o) + 256 + 256 + 4096 + 2 * KEY_MAX];
 	struct rf_open *v = (struct rf_open *)(void *)var;
 	struct rf_open_r rep;
 	int pair[2], fds[2], r;
@@ -632,6 +637,12 @@ int agent_open(struct ctx *c, const struct rf_open *o, const char *addr, const c
 	n += nl;
 	memcpy(var + n, path, pl);
 	n += pl;
+	v->key_len = key->name_len;
+	v->secret_len = key->secret_len;
+	memcpy(var + n, key->name, key->name_len);
+	n += key->name_len;
+	memcpy(var + n, key->secret, key->secret_len);
+	n += key->secret_len;
 	count(c, RF_R_REQUEST);
 	/* The agent may restart between request and answer: its end is then closed; ask once more.
 	 */
@@ -639,7 +650,7 @@ int agent_open(struct ctx *c, const struct rf_open *o, const char *addr, const c
 		r = (int)rf_syscall(SYS_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0,
 				    pair);
 		if (r)
-			return r;
+			break;
 		r = send_packet(c->sock, &req, var, n, &pair[1], 1);
 		rf_syscall(SYS_close, pair[1]);
 		if (!r)
@@ -648,9 +659,10 @@ int agent_open(struct ctx *c, const struct rf_open *o, const char *addr, const c
 		if (r != -EHOSTDOWN || tries == 3 || hung_up(c->sock))
 			break;
 	}
+	explicit_bzero(var, n);
 	if (r)
 		return r;
-	if (rep.err || fds[0] < 0 || fds[1] < 0) {
+	if (rep.err || rep.key >= RF_KEYS || fds[0] < 0 || fds[1] < 0) {
 		for (int i = 0; i < 2; i++)
 			if (fds[i] >= 0)
 				rf_syscall(SYS_close, fds[i]);
@@ -659,20 +671,22 @@ int agent_open(struct ctx *c, const struct rf_open *o, const char *addr, const c
 			log_line("%s: %s", path, rep.text);
 		return rep.err ? rep.err : -EPROTO;
 	}
+	*number = rep.key;
 	return vnode_adopt(c, rep.vnode, path, fds[0], fds[1], out);
 }
 
-int agent_fault_masked(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t npages,
-		       uint32_t flags, sys_mask mask)
+int agent_fault_masked(struct ctx *c, struct vnode *vn, uint32_t key, uint64_t page,
+		       uint64_t npages, uint32_t flags, sys_mask mask)
 {
 	const uint64_t arg[4] = {page, npages, flags};
 
-	return agent_request(c, RF_OP_FAULT, vn->id, arg, NULL, 0, NULL, mask);
+	return agent_request(c, RF_OP_FAULT, vn->id, key, arg, NULL, 0, NULL, mask);
 }
 
-int agent_fault(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t npages, uint32_t flags)
+int agent_fault(struct ctx *c, struct vnode *vn, uint32_t key, uint64_t page, uint64_t npages,
+		uint32_t flags)
 {
-	return agent_fault_masked(c, vn, page, npages, flags, current_mask());
+	return agent_fault_masked(c, vn, key, page, npages, flags, current_mask());
 }
 
 int agent_flush(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t npages, uint32_t flags)
@@ -688,5 +702,5 @@ int agent_flush(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t npages,
 	    !((flags & RF_FLUSH_DURABLE) && atomic_load(&st->unstable)) &&
 	    atomic_load(&st->i_size) == atomic_load(&st->server_size))
 		return 0;
-	return agent_request(c, RF_OP_FLUSH, vn->id, arg, NULL, 0, NULL, current_mask());
+	return agent_request(c, RF_OP_FLUSH, vn->id, 0, arg, NULL, 0, NULL, current_mask());
 }

@@ -12,6 +12,7 @@
 #include <sys/types.h>
 
 #include "ctx.h"
+#include "key.h"
 #include "sys.h"
 #include "vnode.h"
 
@@ -24,27 +25,29 @@
 int agent_attach(struct ctx *c, bool start);
 
 /*
- * Send a request and wait for the answer.  Retries over an agent's restart.  ret may be NULL.
+ * Send a request and wait for the answer; key: of the open file, where agent.h asks for it.  Is sent
+ * again over an agent's restart; -EIO: it may or may not have been done.  ret may be NULL.
  * Async-signal-safe; waits with the signal mask `mask` (that of the interrupted code), so that the
  * program's handlers run and may even jump out.  Never call with a slot or ctx->lock held.
  */
-int agent_request(struct ctx *c, enum rf_op op, uint32_t vnode, const uint64_t arg[4],
+int agent_request(struct ctx *c, enum rf_op op, uint32_t vnode, uint32_t key, const uint64_t arg[4],
 		  const void *var, size_t len, uint64_t ret[2], sys_mask mask);
 
 /* Agent and supervisor are both gone: nobody will finish what is waited for.  One system call. */
 bool agent_gone(const struct ctx *c);
 
-/* RF_OP_OPEN: *out gets a reference.  `what` is for messages. */
+/* RF_OP_OPEN under that key: *out gets a reference, *number is the key's from now on. */
 int agent_open(struct ctx *c, const struct rf_open *o, const char *addr, const char *name,
-	       const char *path, struct vnode **out);
+	       const char *path, const struct key *key, struct vnode **out, uint32_t *number);
 
 /* RF_OP_CLOSE: no answer is waited for. */
 void agent_close(struct ctx *c, uint32_t vnode, uint32_t opens);
 
 /* Shorthand for RF_OP_FAULT from a wrapper. -ENXIO: past EOF. */
-int agent_fault(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t npages, uint32_t flags);
-int agent_fault_masked(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t npages,
-		       uint32_t flags, sys_mask mask); /* async-signal-safe */
+int agent_fault(struct ctx *c, struct vnode *vn, uint32_t key, uint64_t page, uint64_t npages,
+		uint32_t flags);
+int agent_fault_masked(struct ctx *c, struct vnode *vn, uint32_t key, uint64_t page,
+		       uint64_t npages, uint32_t flags, sys_mask mask); /* async-signal-safe */
 /* Shorthand for RF_OP_FLUSH; npages 0 = all.  Skips the request when nothing can be dirty, in
  * flight, or (durable) unstable. */
 int agent_flush(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t npages, uint32_t flags);
@@ -76,12 +79,13 @@ int slot_wait_lock(struct ctx *c, struct vnode *vn); /* until `invalidate` is cl
  * Make a cached page DIRTY with a complete twin.  Slot held.  0: it is DIRTY (was, or is now);
  * -EAGAIN: WRITEBACK or REJECTED: leave the slot, page_wait, start over;
  * -EFAULT: not cached: leave, agent_fault, start over; -ENOMEM: no free twin: leave, page_reclaim,
- * start over.
+ * start over; -EBUSY: DIRTY under another key: leave, page_flush_other, start over, not for ever.
  */
-int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t *seen);
+int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t key, uint64_t *seen);
 /* -EHOSTDOWN, here and in slot_wait_lock: there is no agent any more that could end the wait. */
 int page_wait(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t seen);
 int page_reclaim(struct ctx *c, sys_mask mask);
+int page_flush_other(struct ctx *c, struct vnode *vn, uint64_t page, sys_mask mask);
 /* After pwrite() of [off, off+len) inside one page, slot still held: mark these bytes as
  * explicitly written, so that equal bytes are carried by the flush too. */
 void page_mark_written(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t off, uint32_t len);

@@ -9,6 +9,7 @@
  *			   (~/.config/refault/volumes) if it is there, else /etc/refault/volumes
  *	REFAULT_LOG	   1 or debug: say more
  *	REFAULT_FAULTS	   signal (default) or thread
+ *	REFAULT_KEY	   the file of a key (key.c) to open files under; else the user's own uid
  *	REFAULT_DISABLE	   features to do without, for tests: continue-wp
  *
  * NAME defaults to the last component of PATH.  What cannot be understood is one line on stderr and
@@ -25,6 +26,7 @@
 
 #include "core.h"
 #include "file.h"
+#include "key.h"
 
 #define CONF_MAX 16384u
 
@@ -226,6 +228,9 @@ static void find_options(struct ctx *c)
 		if (strcmp(s, "1") != 0 && strcmp(s, "debug") != 0)
 			log_line("REFAULT_LOG=%s: not 0, 1 or debug; taken as 1", s);
 	}
+	s = secure_getenv("REFAULT_KEY");
+	if (s && *s)
+		key_config(c, s);
 	s = secure_getenv("REFAULT_FAULTS");
 	if (s && strcmp(s, "thread") == 0)
 		c->mode |= CTX_FAULT_THREAD;

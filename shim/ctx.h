@@ -53,7 +53,8 @@ struct ctx {
 	struct volume vol[CTX_VOLUMES];
 	uint32_t nvol; /* 0: the library only passes calls through */
 	int verbose;
-	uint32_t mode; /* CTX_* */
+	const char *key_file; /* REFAULT_KEY; NULL: the user's own uid */
+	uint32_t mode;        /* CTX_* */
 
 	/* the agent */
 	struct sys_lock attach_lock;

@@ -44,6 +44,7 @@
 
 #define RUN_MAX 1023u /* RF_CLAIM_MAX_PAGES */
 #define FETCH_WINDOW 16u
+#define FLUSH_TRIES 1000 /* of a page that is dirty under another key, again and again */
 
 extern char page_copy_insn[] __attribute__((visibility("hidden")));
 extern char page_copy_end[] __attribute__((visibility("hidden")));
@@ -148,13 +149,13 @@ static int private_store(struct ctx *c, const struct map_entry *e, uintptr_t a, 
 	return r == 0 || r == -EEXIST ? unprotect(c, a) : r;
 }
 
-static int shared_store(struct ctx *c, struct vnode *vn, uintptr_t a, uint64_t page, bool present,
-			uint64_t *seen)
+static int shared_store(struct ctx *c, struct vnode *vn, uint32_t key, uintptr_t a, uint64_t page,
+			bool present, uint64_t *seen)
 {
 	int r;
 
 	for (;;) {
-		r = page_mkwrite(c, vn, page, seen);
+		r = page_mkwrite(c, vn, page, key, seen);
 		if (r)
 			return r;
 		/* DIRTY, and the slot keeps a flush from protecting it behind our back. */
@@ -181,13 +182,14 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 	struct vnode *vn;
 	uint64_t page, seen = 0, size, left;
 	sys_mask held;
-	uint32_t seq, n;
-	int r, asked = 0;
+	uint32_t seq, key, n;
+	int r, asked = 0, others = 0;
 
 	for (;;) {
 		if (!map_find(c, a, &e, &seq))
 			return -ENOENT;
 		vn = e.l->vn;
+		key = file_key(e.l->file);
 		page = e.pgoff + ((a - e.start) >> RF_PAGE_SHIFT);
 		st = atomic_load(&vn->st);
 		if (!st)
@@ -242,7 +244,7 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 		if (!(e.flags & RF_MAP_SHARED) && write) {
 			r = private_store(c, &e, a, page);
 		} else if (write) {
-			r = shared_store(c, vn, a, page, present, &seen);
+			r = shared_store(c, vn, key, a, page, present, &seen);
 		} else {
 			n = run_length(vn, &e, page, n);
 			r = n ? map_run(c, a, n,
@@ -283,6 +285,14 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 				return r;
 			continue;
 		}
+		if (r == -EBUSY && ++others < FLUSH_TRIES) { /* dirty under another key */
+			r = page_flush_other(c, vn, page, mask);
+			if (r)
+				return r;
+			rf_syscall(SYS_sched_yield);
+			present = false;
+			continue;
+		}
 		if (r != -EFAULT && r != -ESTALE)
 			return r;
 	ask:
@@ -291,10 +301,10 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 		if (++asked > 1000)
 			return -EIO;
 		count(c, RF_R_FAULT_AGENT);
-		r = agent_fault_masked(c, vn, page, n > FETCH_WINDOW ? n : 1,
+		r = agent_fault_masked(c, vn, key, page, n > FETCH_WINDOW ? n : 1,
 				       write ? RF_FAULT_WRITE : 0, mask);
 		if (r)
-			return r;
+			return r == -ENOENT ? -ESTALE : r;
 		present = false;
 	}
 }

@@ -19,6 +19,7 @@
 
 #include "anchor.h"
 #include "file.h"
+#include "key.h"
 
 #define POOL 65536u /* open files that can be managed at one time */
 #define BUSY (1u << 31)
@@ -84,7 +85,7 @@ static void raise_top(struct ctx *c, int fd)
 
 /* ---- objects ---- */
 
-static struct file *file_new(struct ctx *c, struct vnode *vn, int flags)
+static struct file *file_new(struct ctx *c, struct vnode *vn, uint32_t key, int flags)
 {
 	uint32_t n, zero;
 	struct file *f;
@@ -100,6 +101,7 @@ static struct file *file_new(struct ctx *c, struct vnode *vn, int flags)
 			;
 		atomic_store(&f->nfds, 0);
 		f->flags = flags & (O_ACCMODE | O_SYNC | O_DSYNC);
+		atomic_store(&f->key, key);
 		atomic_store(&f->vn, vn);
 		if (vn)
 			atomic_store(&f->errseq, rf_errseq_sample(atomic_load(&vn->st)));
@@ -148,12 +150,14 @@ void file_put(struct ctx *c, struct file *f)
 
 /* ---- opening ---- */
 
-/* Attach, and open what *a found. */
-static int open_vnode(struct ctx *c, int fd, const struct anchor *a, int flags, struct vnode **vn)
+/* Attach, and open what *a found, under the key of now. */
+static int open_vnode(struct ctx *c, int fd, const struct anchor *a, int flags, struct vnode **vn,
+		      uint32_t *number)
 {
 	struct rf_open o = {
 	    .mode = a->st.st_mode & 07777, .dev = a->st.st_dev, .ino = a->st.st_ino};
 	int acc = flags & O_ACCMODE, r;
+	struct key key;
 	/*
 	 * Made read-only and open for writing, which a descriptor may be and a name may not: let
 	 * the server see it writable, and say what its mode will be (store/dir.c, `made`).
@@ -170,7 +174,10 @@ static int open_vnode(struct ctx *c, int fd, const struct anchor *a, int flags, 
 		return r;
 	if (made)
 		rf_syscall(SYS_fchmod, fd, o.mode | 0200);
-	r = agent_open(c, &o, a->vol->addr, a->vol->name, a->rel, vn);
+	r = key_read(c, &key);
+	if (!r)
+		r = agent_open(c, &o, a->vol->addr, a->vol->name, a->rel, &key, vn, number);
+	key_wipe(&key);
 	if (made)
 		rf_syscall(SYS_fchmod, fd, o.mode);
 	return r;
@@ -181,20 +188,21 @@ int file_adopt(struct ctx *c, int fd, const char *text, int flags)
 	struct anchor a;
 	struct vnode *vn;
 	struct file *f;
+	uint32_t key;
 	int r;
 
 	if ((flags & (O_PATH | O_DIRECTORY)) || (flags & O_ACCMODE) == O_ACCMODE ||
 	    (unsigned)fd >= CTX_FDS || !anchor_of_fd(c, fd, text, &a) || file_foreign(c))
 		return 0;
-	r = open_vnode(c, fd, &a, flags, &vn);
+	r = open_vnode(c, fd, &a, flags, &vn, &key);
 	if (r)
 		return r;
 	if ((flags & O_TRUNC) &&
 	    (!vnode_valid(c, vn) || atomic_load(&atomic_load(&vn->st)->i_size))) {
 		const uint64_t arg[4] = {0};
-		r = agent_request(c, RF_OP_SETSIZE, vn->id, arg, NULL, 0, NULL, sys_getmask());
+		r = agent_request(c, RF_OP_SETSIZE, vn->id, key, arg, NULL, 0, NULL, sys_getmask());
 	}
-	f = r ? NULL : file_new(c, vn, flags);
+	f = r ? NULL : file_new(c, vn, key, flags);
 	if (!f) {
 		vnode_put(c, vn);
 		return r ? r : -ENFILE;
@@ -212,17 +220,19 @@ static int open_pending(struct ctx *c, int fd, struct file *f)
 	struct anchor a;
 	struct timespec t;
 	uint64_t now;
+	uint32_t key;
 	int r;
 
 	clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
 	now = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 	if (atomic_load(&failed_at) && now - atomic_load(&failed_at) < RETRY_NS)
 		return -EHOSTDOWN;
-	r = anchor_of_fd(c, fd, NULL, &a) ? open_vnode(c, fd, &a, f->flags, &vn) : -ESTALE;
+	r = anchor_of_fd(c, fd, NULL, &a) ? open_vnode(c, fd, &a, f->flags, &vn, &key) : -ESTALE;
 	atomic_store(&failed_at, r ? now : 0);
 	if (r)
 		return r;
 	atomic_store(&f->errseq, rf_errseq_sample(atomic_load(&vn->st)));
+	atomic_store(&f->key, key);
 	if (!atomic_compare_exchange_strong(&f->vn, &none, vn))
 		vnode_put(c, vn);
 	return 0;
@@ -360,7 +370,7 @@ static void inherit_one(struct ctx *c, int fd)
 	flags = rf_syscall(SYS_fcntl, fd, F_GETFL);
 	if (flags < 0 || (flags & O_PATH) || (flags & O_ACCMODE) == O_ACCMODE)
 		return;
-	f = file_new(c, NULL, (int)flags);
+	f = file_new(c, NULL, 0, (int)flags);
 	if (f)
 		file_enter(c, fd, f);
 }

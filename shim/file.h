@@ -28,6 +28,7 @@ struct file {
 	_Atomic uint32_t nfds;   /* descriptors */
 	int flags;               /* access mode, O_SYNC, O_DSYNC; O_APPEND is asked of the kernel */
 	_Atomic uint32_t errseq; /* the vnode's errseq that was seen here */
+	_Atomic uint32_t key;    /* the agent's number of the identity that it was opened under */
 	struct vnode *_Atomic vn; /* NULL: pending */
 };
 
@@ -63,6 +64,10 @@ static inline void file_hold(struct file *f)
 static inline bool file_hidden(struct ctx *c, int fd)
 {
 	return file_entry(c, fd) == FILE_HIDDEN;
+}
+static inline uint32_t file_key(const struct file *f)
+{
+	return atomic_load_explicit(&f->key, memory_order_relaxed);
 }
 static inline bool file_writable(const struct file *f)
 {

@@ -135,13 +135,13 @@ static uint64_t size_of(const struct vnode *vn)
 				    memory_order_acquire);
 }
 
-int io_validate(struct ctx *c, struct vnode *vn)
+int io_validate(struct ctx *c, struct vnode *vn, uint32_t key)
 {
 	int r;
 
 	if (__builtin_expect(vnode_valid(c, vn), 1))
 		return 0;
-	r = agent_fault(c, vn, IO_LAST_PAGE, 1, RF_FAULT_RANDOM);
+	r = agent_fault(c, vn, key, IO_LAST_PAGE, 1, RF_FAULT_RANDOM);
 	return r == -ENXIO ? 0 : r;
 }
 
@@ -187,9 +187,10 @@ static size_t copy_run(struct ctx *c, struct vnode *vn, char *dst, uint64_t off,
 }
 
 /* Promise checked.  Short at EOF; -errno only if nothing was read. */
-static ssize_t read_at(struct ctx *c, struct vnode *vn, char *dst, size_t n, uint64_t off,
+static ssize_t read_at(struct ctx *c, struct file *f, char *dst, size_t n, uint64_t off,
 		       bool nowait)
 {
+	struct vnode *vn = atomic_load_explicit(&f->vn, memory_order_relaxed);
 	size_t done = 0;
 	int r = 0;
 
@@ -220,7 +221,7 @@ static ssize_t read_at(struct ctx *c, struct vnode *vn, char *dst, size_t n, uin
 		}
 		if (n - done < size - at)
 			size = off + n;
-		r = agent_fault(c, vn, page, RF_PAGES(size) - page, 0);
+		r = agent_fault(c, vn, file_key(f), page, RF_PAGES(size) - page, 0);
 		if (r && r != -ENXIO)
 			break;
 		r = 0;
@@ -266,7 +267,7 @@ ssize_t io_read(struct ctx *c, struct file *f, int fd, const struct iovec *iov, 
 		__builtin_prefetch(src + 128);
 		__builtin_prefetch(src + 192);
 	}
-	r = io_validate(c, vn);
+	r = io_validate(c, vn, file_key(f));
 	if (r)
 		return r;
 	count(c, RF_R_READ);
@@ -292,7 +293,7 @@ ssize_t io_read(struct ctx *c, struct file *f, int fd, const struct iovec *iov, 
 			len = (size_t)(n - done);
 		r = no_memory(&iov[i]) && (uint64_t)(off + done) < size_of(vn)
 			? -EFAULT
-			: read_at(c, vn, iov[i].iov_base, len, (uint64_t)(off + done), nowait);
+			: read_at(c, f, iov[i].iov_base, len, (uint64_t)(off + done), nowait);
 		if (r < 0)
 			break;
 		done += r;
@@ -307,34 +308,39 @@ ssize_t io_read(struct ctx *c, struct file *f, int fd, const struct iovec *iov, 
 /* ---- writing ---- */
 
 /* Pages [page, page + n) are in the cache, under a promise. */
-static int have_pages(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t n)
+static int have_pages(struct ctx *c, struct file *f, uint64_t page, uint32_t n)
 {
+	struct vnode *vn = atomic_load(&f->vn);
 	int r = 0;
 
 	if (!vnode_valid(c, vn))
-		r = agent_fault(c, vn, page, n, RF_FAULT_WRITE | RF_FAULT_RANDOM);
+		r = agent_fault(c, vn, file_key(f), page, n, RF_FAULT_WRITE | RF_FAULT_RANDOM);
 	if (!r)
 		r = vnode_cover(c, vn, page + n);
 	if (r == -EAGAIN)
 		return -ENXIO;
 	for (uint32_t i = 0; i < n && !r; i++)
 		if (rf_w_state(atomic_load(vnode_word(vn, page + i))) == RF_PG_EMPTY)
-			r = agent_fault(c, vn, page + i, n - i, RF_FAULT_WRITE | RF_FAULT_RANDOM);
+			r = agent_fault(c, vn, file_key(f), page + i, n - i,
+					RF_FAULT_WRITE | RF_FAULT_RANDOM);
 	return r;
 }
 
 /* One chunk from a private buffer to a place inside i_size.  Bytes written, or -errno; -ENXIO: it
  * is past EOF now. */
-static ssize_t write_chunk(struct ctx *c, struct vnode *vn, const char *buf, size_t n, uint64_t off)
+static ssize_t write_chunk(struct ctx *c, struct file *f, const char *buf, size_t n, uint64_t off)
 {
+	struct vnode *vn = atomic_load(&f->vn);
+	const uint32_t key = file_key(f);
 	const uint64_t page = off >> RF_PAGE_SHIFT;
 	const uint32_t pages = (uint32_t)(RF_PAGES(off + n) - page);
 	struct slot_ref slot;
 	uint64_t seen = 0, bad;
+	uint32_t tries = 0;
 	ssize_t r;
 
 	for (;;) {
-		r = have_pages(c, vn, page, pages);
+		r = have_pages(c, f, page, pages);
 		if (r)
 			return r;
 		r = slot_enter(c, vn, page, pages, &slot);
@@ -345,7 +351,7 @@ static ssize_t write_chunk(struct ctx *c, struct vnode *vn, const char *buf, siz
 			return -ENXIO;
 		}
 		for (bad = page; bad < page + pages; bad++) {
-			r = page_mkwrite(c, vn, bad, &seen);
+			r = page_mkwrite(c, vn, bad, key, &seen);
 			if (r)
 				break;
 		}
@@ -370,20 +376,24 @@ static ssize_t write_chunk(struct ctx *c, struct vnode *vn, const char *buf, siz
 		else if (r == -ENOMEM)
 			r = page_reclaim(c, sys_getmask());
 		else if (r == -EFAULT)
-			r = agent_fault(c, vn, bad, 1, RF_FAULT_WRITE | RF_FAULT_RANDOM);
+			r = agent_fault(c, vn, key, bad, 1, RF_FAULT_WRITE | RF_FAULT_RANDOM);
+		else if (r == -EBUSY && tries++ < TRIES)
+			r = page_flush_other(c, vn, bad, sys_getmask());
 		if (r && r != -EAGAIN)
 			return r;
 	}
 }
 
 /* Make the file reach `end`. */
-static int extend(struct ctx *c, struct vnode *vn, uint64_t end)
+static int extend(struct ctx *c, struct file *f, uint64_t end)
 {
+	struct vnode *vn = atomic_load(&f->vn);
 	const uint64_t arg[4] = {end};
 
 	if (end <= size_of(vn))
 		return 0;
-	return agent_request(c, RF_OP_EXTEND, vn->id, arg, NULL, 0, NULL, sys_getmask());
+	return agent_request(c, RF_OP_EXTEND, vn->id, file_key(f), arg, NULL, 0, NULL,
+			     sys_getmask());
 }
 
 /* Where the next bytes of an iovec come from. */
@@ -410,12 +420,12 @@ static void take(struct source *s, char *buf, size_t n)
 	}
 }
 
-static ssize_t write_at(struct ctx *c, struct vnode *vn, struct source *s, size_t n, uint64_t off,
+static ssize_t write_at(struct ctx *c, struct file *f, struct source *s, size_t n, uint64_t off,
 			char *buf)
 {
 	size_t done = 0;
 	uint32_t tries = 0;
-	ssize_t r = extend(c, vn, off + n);
+	ssize_t r = extend(c, f, off + n);
 
 	while (!r && done < n) {
 		uint64_t at = off + done;
@@ -424,8 +434,8 @@ static ssize_t write_at(struct ctx *c, struct vnode *vn, struct source *s, size_
 		if (len > n - done)
 			len = n - done;
 		take(s, buf, len);
-		while ((r = write_chunk(c, vn, buf, len, at)) == -ENXIO) {
-			r = tries++ < TRIES ? extend(c, vn, at + len) : -EIO;
+		while ((r = write_chunk(c, f, buf, len, at)) == -ENXIO) {
+			r = tries++ < TRIES ? extend(c, f, at + len) : -EIO;
 			if (r)
 				break; /* else it was truncated meanwhile: again */
 		}
@@ -440,9 +450,10 @@ static ssize_t write_at(struct ctx *c, struct vnode *vn, struct source *s, size_
 }
 
 /* O_APPEND: the server says where.  The position ends behind what was written. */
-static ssize_t append(struct ctx *c, struct vnode *vn, int fd, struct source *s, size_t n,
+static ssize_t append(struct ctx *c, struct file *f, int fd, struct source *s, size_t n,
 		      bool durable, bool pos, char *buf)
 {
+	struct vnode *vn = atomic_load(&f->vn);
 	size_t done = 0;
 	uint64_t ret[2] = {0}, at = 0;
 	int r = 0;
@@ -458,7 +469,8 @@ static ssize_t append(struct ctx *c, struct vnode *vn, int fd, struct source *s,
 		}
 		len = (size_t)((uint64_t)end - size);
 		take(s, buf, len);
-		r = agent_request(c, RF_OP_APPEND, vn->id, arg, buf, len, ret, sys_getmask());
+		r = agent_request(c, RF_OP_APPEND, vn->id, file_key(f), arg, buf, len, ret,
+				  sys_getmask());
 		if (r)
 			break;
 		done += len;
@@ -472,7 +484,6 @@ static ssize_t append(struct ctx *c, struct vnode *vn, int fd, struct source *s,
 ssize_t io_write(struct ctx *c, struct file *f, int fd, const struct iovec *iov, int cnt, off_t off,
 		 int rwf)
 {
-	struct vnode *vn = atomic_load_explicit(&f->vn, memory_order_acquire);
 	const bool pos = off == IO_POS;
 	struct source s = {.iov = iov};
 	ssize_t n = iov_total(iov, cnt), r;
@@ -504,7 +515,7 @@ ssize_t io_write(struct ctx *c, struct file *f, int fd, const struct iovec *iov,
 	if (!buf)
 		return -ENOMEM;
 	if ((flags & O_APPEND) || (rwf & RWF_APPEND)) {
-		r = append(c, vn, fd, &s, (size_t)n, durable, pos, buf);
+		r = append(c, f, fd, &s, (size_t)n, durable, pos, buf);
 		goto out;
 	}
 	if (pos) {
@@ -517,7 +528,7 @@ ssize_t io_write(struct ctx *c, struct file *f, int fd, const struct iovec *iov,
 	}
 	r = io_limit((uint64_t)off, (uint64_t)(off + n));
 	if (r >= 0)
-		r = write_at(c, vn, &s, (size_t)(r - off), (uint64_t)off, buf);
+		r = write_at(c, f, &s, (size_t)(r - off), (uint64_t)off, buf);
 	if (pos && r < n)
 		seek(fd, (r > 0 ? r : 0) - n, SEEK_CUR);
 	if (r > 0 && durable) {
@@ -541,7 +552,7 @@ off_t io_seek(struct ctx *c, struct file *f, int fd, off_t off, int whence)
 
 	if (whence != SEEK_END && whence != SEEK_DATA && whence != SEEK_HOLE)
 		return seek(fd, off, whence);
-	r = io_validate(c, vn);
+	r = io_validate(c, vn, file_key(f));
 	if (r)
 		return r;
 	size = size_of(vn);

@@ -15,7 +15,7 @@
 #define IO_LAST_PAGE ((UINT64_C(1) << 36) - 1)
 
 /* The promise holds, or was asked for anew: size and times in the header are as fresh as a read. */
-int io_validate(struct ctx *c, struct vnode *vn);
+int io_validate(struct ctx *c, struct vnode *vn, uint32_t key);
 
 ssize_t io_read(struct ctx *c, struct file *f, int fd, const struct iovec *iov, int cnt, off_t off,
 		int rwf);

@@ -684,7 +684,7 @@ static int punch_piece(struct ctx *c, const struct map_entry *e, uintptr_t lo, u
 	if (!(e->flags & RF_MAP_WRITE))
 		return -EACCES;
 	rf_syscall(SYS_rt_sigprocmask, SIG_BLOCK, 0, &m, 8);
-	return agent_request(c, RF_OP_FALLOC, e->vnode, a, NULL, 0, NULL, m);
+	return agent_request(c, RF_OP_FALLOC, e->vnode, file_key(e->l->file), a, NULL, 0, NULL, m);
 }
 
 static int uncopy_piece(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi,

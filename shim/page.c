@@ -3,15 +3,20 @@
  * page.c - page words from the program's side: mkwrite and its twins, waiting, and the copy that
  * survives holes (DESIGN 11, steps 3 to 5).
  *
- *	UPTODATE: take a free twin, copy the page from the alias, CAS -> DIRTY|twin.
+ *	UPTODATE: take a free twin, copy the page from the alias, CAS -> DIRTY|key|twin.
  *	Lost the CAS: give the twin back, look again.
+ *	DIRTY under another key: have it flushed under that one first, then start over.
  *
  * The twin is complete before the CAS, so that a program that dies at any point leaves either a
  * clean page and an unreferenced twin (the agent frees it) or a dirty page with a good twin.
  * `dirtied` is set before the CAS and with the slot held; the agent clears it before it scans and
  * sets it again if a slot names the vnode: so it is never clear over a dirty page.
  *
- * Counters: mkwrite, mkwrite-lost, writeback-wait.
+ * A page is dirty under one key at a time, and a flush write-protects it everywhere before it is
+ * clean: so whoever has a PTE that the page may be stored through without a fault has been here
+ * under the key that its word names.
+ *
+ * Counters: mkwrite, mkwrite-lost, key-flush, back-pressure.
  * Locks: the caller's slot; twins by CAS on their owner word.
  */
 #include <string.h>
@@ -63,7 +68,7 @@ static void twin_put(struct ctx *c, uint32_t i)
 	atomic_store_explicit(&c->twins->owner[i], 0, memory_order_release);
 }
 
-int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t *seen)
+int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t key, uint64_t *seen)
 {
 	rf_word *word = vnode_word(vn, page);
 	const char *alias = atomic_load(&vn->alias);
@@ -74,7 +79,7 @@ int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t *seen)
 
 		switch (rf_w_state(w)) {
 		case RF_PG_DIRTY:
-			return 0;
+			return rf_w_key(w) == key ? 0 : -EBUSY;
 		case RF_PG_UPTODATE:
 			break;
 		case RF_PG_EMPTY:
@@ -98,7 +103,8 @@ int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t *seen)
 		atomic_store(&atomic_load(&vn->st)->dirtied, 1);
 		if (atomic_compare_exchange_strong(word, &w,
 						   rf_w_clean(w, RF_PG_DIRTY, 0) |
-						       (uint64_t)(uint32_t)t << RF_W_TWIN_SHIFT)) {
+						       (uint64_t)(uint32_t)t << RF_W_TWIN_SHIFT |
+						       (uint64_t)key << RF_W_KEY_SHIFT)) {
 			count(c, RF_R_MKWRITE);
 			return 0;
 		}
@@ -122,7 +128,20 @@ int page_reclaim(struct ctx *c, sys_mask mask)
 {
 	const uint64_t arg[4] = {0};
 
-	return agent_request(c, RF_OP_FLUSH, 0, arg, NULL, 0, NULL, mask);
+	count(c, RF_R_BACK_PRESSURE);
+	return agent_request(c, RF_OP_FLUSH, 0, 0, arg, NULL, 0, NULL, mask);
+}
+
+/*
+ * If it is refused, the page was excised, and whoever stores next starts from the server's content.
+ * One that could not be made quiet stays as it is: somebody has it pinned, or named in a slot.
+ */
+int page_flush_other(struct ctx *c, struct vnode *vn, uint64_t page, sys_mask mask)
+{
+	const uint64_t arg[4] = {page, 1, RF_FLUSH_APPLIED};
+
+	count(c, RF_R_KEY_FLUSH);
+	return agent_request(c, RF_OP_FLUSH, vn->id, 0, arg, NULL, 0, NULL, mask);
 }
 
 void page_mark_written(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t off, uint32_t len)

@@ -133,7 +133,7 @@ int vnode_readopt(struct ctx *c)
 
 		if (!atomic_load(&vn->refs))
 			continue;
-		one = agent_request(c, RF_OP_ADOPT, vn->id, arg, NULL, 0, NULL, m);
+		one = agent_request(c, RF_OP_ADOPT, vn->id, 0, arg, NULL, 0, NULL, m);
 		if (one) {
 			log_line("%s: the agent does not know it any more; close and open it again",
 				 vn->path);

@@ -96,11 +96,11 @@ static bool held(struct ctx *c, uint64_t dev, uint64_t ino, struct times *t, uin
 	return false;
 }
 
-static void of_vnode(struct ctx *c, struct vnode *vn, struct times *t)
+static void of_vnode(struct ctx *c, struct vnode *vn, uint32_t key, struct times *t)
 {
 	const struct rf_vnode *st;
 
-	io_validate(c, vn); /* not to be had: what was last known */
+	io_validate(c, vn, key); /* not to be had: what was last known */
 	st = atomic_load(&vn->st);
 	t->size = atomic_load(&st->i_size);
 	t->mtime = atomic_load(&st->mtime);
@@ -121,7 +121,7 @@ static bool lookup(struct ctx *c, struct asked a, uint64_t dev, uint64_t ino, ui
 	if (f && !sys_err(f)) {
 		if (!held(c, dev, ino, t, &id))
 			t->blocks = (atomic_load(&atomic_load(&f->vn)->st)->i_size + 511) / 512;
-		of_vnode(c, atomic_load(&f->vn), t);
+		of_vnode(c, atomic_load(&f->vn), file_key(f), t);
 		file_put(c, f);
 		return true;
 	}
@@ -129,7 +129,7 @@ static bool lookup(struct ctx *c, struct asked a, uint64_t dev, uint64_t ino, ui
 		return false;
 	vn = vnode_by_id(c, id);
 	if (vn && !vnode_valid(c, vn)) {
-		io_validate(c, vn);
+		io_validate(c, vn, 0); /* by name: whoever asks */
 		held(c, dev, ino, t, &id);
 	}
 	return true;

@@ -18,7 +18,8 @@ static int ask(struct ctx *c, struct file *f, enum rf_op op, uint64_t a, uint64_
 {
 	const uint64_t arg[4] = {a, b, d};
 
-	return agent_request(c, op, atomic_load(&f->vn)->id, arg, NULL, 0, NULL, sys_getmask());
+	return agent_request(c, op, atomic_load(&f->vn)->id, file_key(f), arg, NULL, 0, NULL,
+			     sys_getmask());
 }
 
 /* Runs `call` with f and gives it back; f may be an error. */
@@ -82,7 +83,7 @@ static int flush_host(struct ctx *c)
 {
 	const uint64_t arg[4] = {0, 0, RF_FLUSH_DURABLE};
 
-	return agent_request(c, RF_OP_FLUSH, 0, arg, NULL, 0, NULL, sys_getmask());
+	return agent_request(c, RF_OP_FLUSH, 0, 0, arg, NULL, 0, NULL, sys_getmask());
 }
 
 int w_syncfs(int fd)

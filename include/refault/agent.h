@@ -79,6 +79,7 @@ enum { RF_FAULT_WRITE = 1, RF_FAULT_RANDOM = 2 /* no readahead */ };
 enum {
 	RF_FLUSH_DURABLE = 1, /* and fsync on the server */
 	RF_FLUSH_NOWAIT = 2,  /* start it, answer at once */
+	RF_FLUSH_APPLIED = 4, /* answer when it is applied, not when it is released */
 };
 
 struct rf_req {

@@ -5,9 +5,15 @@
  * It knows nothing of Refault.  Descriptors and mappings are named by small numbers.  Answers are
  * "ok", a value, "err ENAME", or "sigbus" if its own SIGBUS handler was called.  Bytes are hex.
  *
- *	open F PATH MODE	MODE of r w c(reate) x(excl) t(runcate) a(ppend); r and w combine
+ *	open F PATH MODE	MODE of r w c(reate) x(excl) t(runcate) a(ppend) s(ync) d(sync); r and w
+ *				combine.  Any number of descriptors, F, may be of one file.
+ *	dup F G			F becomes another descriptor of G's open file
  *	close F | size F | stat PATH | fsync F | fdatasync F | truncate F LEN | punch F OFF LEN
+ *	syncrange F OFF LEN	sync_file_range, and wait for it
  *	read F LEN | write F HEX | pread F LEN OFF | pwrite F OFF HEX | seek F OFF
+ *	lock F KIND HOW		KIND flock posix ofd lockf, HOW sh ex un; the first byte, and waits
+ *	fopen F PATH MODE	a stream, MODE as fopen's; F is its descriptor
+ *	fput F HEX | fflush F | fclose F
  *	map M F r|rw|p OFF LEN	p: private, writable
  *	unmap M | msync M [async] | load M OFF LEN | store M OFF HEX | fill M OFF LEN BYTE
  *	all M OFF LEN		the one byte that OFF..LEN is made of, or "mixed at OFFSET: BYTE"
@@ -26,6 +32,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -35,6 +42,7 @@
 enum { N = 64, LINE = 1 << 20, SPIN_SECONDS = 30 };
 
 static int fds[N]; /* -1: not open */
+static FILE *streams[N];
 static struct {
 	unsigned char *p;
 	size_t len;
@@ -103,7 +111,8 @@ static int mode_of(const char *s)
 
 	return (w ? r ? O_RDWR : O_WRONLY : O_RDONLY) | (strchr(s, 'c') ? O_CREAT : 0) |
 	       (strchr(s, 'x') ? O_EXCL : 0) | (strchr(s, 't') ? O_TRUNC : 0) |
-	       (strchr(s, 'a') ? O_APPEND : 0);
+	       (strchr(s, 'a') ? O_APPEND : 0) | (strchr(s, 's') ? O_SYNC : 0) |
+	       (strchr(s, 'd') ? O_DSYNC : 0);
 }
 
 static void all_same(const volatile unsigned char *p, size_t n)
@@ -171,15 +180,59 @@ static void die(const volatile unsigned char *p)
 		printf("exit %d\n", WEXITSTATUS(status));
 }
 
+static int lock(int fd, const char *kind, const char *how)
+{
+	const bool un = strcmp(how, "un") == 0, sh = strcmp(how, "sh") == 0;
+	struct flock fl = {.l_type = un ? F_UNLCK : sh ? F_RDLCK : F_WRLCK, .l_len = 1};
+
+	if (strcmp(kind, "flock") == 0)
+		return flock(fd, un ? LOCK_UN : sh ? LOCK_SH : LOCK_EX);
+	if (strcmp(kind, "lockf") == 0)
+		return lseek(fd, 0, SEEK_SET) < 0 ? -1 : lockf(fd, un ? F_ULOCK : F_LOCK, 1);
+	return fcntl(fd, strcmp(kind, "ofd") == 0 ? F_OFD_SETLKW : F_SETLKW, &fl);
+}
+
+static void say_written(ssize_t r, size_t n)
+{
+	if (r < 0 || (size_t)r == n)
+		say_ok(r);
+	else
+		printf("short %zd\n", r);
+}
+
+static void obey_stream(const char *cmd, int f, char *rest)
+{
+	size_t n = unhex(rest);
+
+	if (!streams[f])
+		puts("err no such stream");
+	else if (strcmp(cmd, "fput") == 0)
+		say_ok(fwrite(bytes, 1, n, streams[f]) == n ? 0 : -1);
+	else if (strcmp(cmd, "fflush") == 0)
+		say_ok(fflush(streams[f]));
+	else {
+		say_ok(fclose(streams[f]));
+		streams[f] = NULL;
+	}
+}
+
 static void obey_file(const char *cmd, int f, char *rest)
 {
 	struct stat st;
 	long long a = 0, b = 0;
-	char *hex = strrchr(rest, ' ');
+	char *hex = strrchr(rest, ' '), kind[16], how[16];
 
 	sscanf(rest, "%lld %lld", &a, &b);
 	hex = hex ? hex + 1 : rest;
-	if (strcmp(cmd, "close") == 0)
+	if (strcmp(cmd, "lock") == 0 && sscanf(rest, "%15s %15s", kind, how) == 2)
+		say_ok(lock(fds[f], kind, how));
+	else if (strcmp(cmd, "dup") == 0 && a >= 0 && a < N)
+		say_ok(fds[f] = dup(fds[a]));
+	else if (strcmp(cmd, "syncrange") == 0)
+		say_ok(sync_file_range(fds[f], a, b,
+				       SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
+					   SYNC_FILE_RANGE_WAIT_AFTER));
+	else if (strcmp(cmd, "close") == 0)
 		say_ok(close(fds[f]));
 	else if (strcmp(cmd, "size") == 0 && fstat(fds[f], &st) == 0)
 		printf("%lld\n", (long long)st.st_size);
@@ -199,10 +252,10 @@ static void obey_file(const char *cmd, int f, char *rest)
 		say_bytes(answer, pread(fds[f], answer, (size_t)a, b));
 	else if (strcmp(cmd, "write") == 0) {
 		size_t n = unhex(hex);
-		say_ok(write(fds[f], bytes, n) == (ssize_t)n ? 0 : -1);
+		say_written(write(fds[f], bytes, n), n);
 	} else if (strcmp(cmd, "pwrite") == 0) {
 		size_t n = unhex(hex);
-		say_ok(pwrite(fds[f], bytes, n, a) == (ssize_t)n ? 0 : -1);
+		say_written(pwrite(fds[f], bytes, n, a), n);
 	} else {
 		puts("err unknown command");
 	}
@@ -281,6 +334,13 @@ static bool obey(char *s)
 	} else if (sscanf(s, "open %*d %4095s %15s", name, mode) == 2) {
 		fds[i] = open(name, mode_of(mode), 0644);
 		say_ok(fds[i]);
+	} else if (sscanf(s, "fopen %*d %4095s %15s", name, mode) == 2) {
+		streams[i] = fopen(name, mode);
+		fds[i] = streams[i] ? fileno(streams[i]) : -1;
+		say_ok(fds[i]);
+	} else if (strcmp(cmd, "fput") == 0 || strcmp(cmd, "fflush") == 0 ||
+		   strcmp(cmd, "fclose") == 0) {
+		obey_stream(cmd, i, s + n);
 	} else if (sscanf(s, "map %*d %d %15s %lld %lld", &f, mode, &off, &len) == 4 && f >= 0 &&
 		   f < N) {
 		bool priv = *mode == 'p';

@@ -392,18 +392,25 @@ void ag_proc_resend(struct ag_proc *p)
 void ag_proc_answer(struct ag_proc *p, uint32_t cell, uint32_t seq, int err, uint64_t ret0,
 		    uint64_t ret1)
 {
+	/* state and seq, as the two lie in memory */
+	uint64_t busy = (uint64_t)seq << 32 | RF_CELL_BUSY,
+		 done = (uint64_t)seq << 32 | RF_CELL_DONE;
+	uint64_t *at;
 	struct rf_cell *c;
 
 	if (cell >= RF_CELLS)
 		return;
 	c = &p->mem->cell[cell];
-	if (atomic_load(&c->seq) != seq)
+	at = (uint64_t *)(void *)c;
+	if (__atomic_load_n(at, __ATOMIC_SEQ_CST) != busy)
 		return;
+	/* Both at once, for a request that was sent again may be answered twice, and the cell be
+	 * another's by now: what is in it before it is DONE, nobody reads. */
 	atomic_store_explicit(&c->err, err, memory_order_relaxed);
 	atomic_store_explicit(&c->ret[0], ret0, memory_order_relaxed);
 	atomic_store_explicit(&c->ret[1], ret1, memory_order_relaxed);
-	atomic_store(&c->state, RF_CELL_DONE);
-	ag_futex_wake(&c->state);
+	if (__atomic_compare_exchange_n(at, &busy, done, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+		ag_futex_wake(&c->state);
 }
 
 /* ---- slots ---- */
