@@ -66,6 +66,7 @@ static void client_free(struct srv_client *client)
 	while ((h = LIST_FIRST(&client->holders)))
 		srv_holder_drop(h);
 	TAILQ_REMOVE(&client->srv->clients, client, link);
+	srv_idents_free(client);
 	free(client->memo);
 	free(client);
 }
@@ -141,6 +142,8 @@ struct srv_client *srv_hello(struct srv_conn *conn, uint32_t xid, const rf_hello
 	}
 	client->conn = conn;
 	conn->client = client;
+	conn->shown = 1;
+	srv_ident_peer(client, conn->cred);
 	srv_renew(client);
 	r->proto = RF_PROTO_VERSION;
 	r->instance = srv->instance;

@@ -4,6 +4,7 @@
 #define SRV_CLIENT_H
 
 #include "conn.h"
+#include "ident.h"
 
 #define SRV_MEMO 1024u
 
@@ -22,7 +23,8 @@ struct srv_client {
 	struct srv *srv;
 	uid_t uid; /* the same id from another user is another client */
 	char id[16];
-	struct srv_conn *conn; /* NULL: away */
+	struct srv_ident *ident[RF_MAX_KEYS]; /* by handle; NULL: never shown */
+	struct srv_conn *conn;                /* NULL: away */
 	uint64_t lease_end; /* ms: from then on its promises are nothing that anybody waits for */
 	uint64_t away_since;
 	unsigned nops;          /* requests under way, also of lost connections */

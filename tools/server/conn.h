@@ -20,7 +20,7 @@ struct srv_conn {
 	struct srv *srv;
 	struct srv_client *client; /* NULL before HELLO */
 	struct rf_peer peer;
-	struct store_cred *cred;
+	struct store_cred *cred; /* the peer's */
 	int fd;
 	uv_poll_t poll;
 	int events;
@@ -31,6 +31,7 @@ struct srv_conn {
 	size_t pending_bytes;
 	unsigned pending;
 	uint64_t volumes; /* bit set: attached */
+	uint64_t shown;   /* bit set: this handle has been shown */
 	bool ready, held, blocked, paused, dead;
 	char host[64];
 };

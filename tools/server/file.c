@@ -127,7 +127,7 @@ static void third(struct srv_file *file, const struct store_attr *now, bool cont
 	if (content)
 		srv_file_moved(file);
 	LIST_FOREACH(h, &file->holders, in_file)
-	h->readable = false;
+	h->readable = 0;
 	srv_break(file, &note, NULL, NULL);
 }
 

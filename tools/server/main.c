@@ -22,12 +22,13 @@ static const char usage[] =
     "  -e, --export NAME=DIR  serve DIR under NAME; as often as needed\n"
     "  -l, --listen ADDRESS   unix:PATH\n"
     "      --lease SECONDS    how long a host that does not answer is waited for (10)\n"
+    "      --keys DIR         accept the keys that DIR holds, a file each\n"
     "  -v, --verbose          tell of connections\n"
     "      --version\n"
     "      --help\n"
     "\n"
-    "Signals: SIGTERM, SIGINT end it; SIGHUP makes it forget its promises, so that all hosts\n"
-    "validate what they hold.\n";
+    "Signals: SIGTERM, SIGINT end it; SIGHUP makes it read its keys anew and forget its promises,\n"
+    "so that all hosts validate what they hold.\n";
 
 static int add_export(struct srv_config *config, char *arg)
 {
@@ -76,11 +77,12 @@ static int set_lease(struct srv_config *config, const char *arg)
 
 int main(int argc, char **argv)
 {
-	enum { OPT_LEASE = 256, OPT_VERSION, OPT_HELP };
+	enum { OPT_LEASE = 256, OPT_KEYS, OPT_VERSION, OPT_HELP };
 	static const struct option options[] = {
 	    {"export", required_argument, NULL, 'e'},
 	    {"listen", required_argument, NULL, 'l'},
 	    {"lease", required_argument, NULL, OPT_LEASE},
+	    {"keys", required_argument, NULL, OPT_KEYS},
 	    {"verbose", no_argument, NULL, 'v'},
 	    {"version", no_argument, NULL, OPT_VERSION},
 	    {"help", no_argument, NULL, OPT_HELP},
@@ -101,6 +103,9 @@ int main(int argc, char **argv)
 		case OPT_LEASE:
 			if (set_lease(&config, optarg))
 				return 2;
+			break;
+		case OPT_KEYS:
+			config.keys = optarg;
 			break;
 		case 'v':
 			config.verbose = true;

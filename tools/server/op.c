@@ -3,12 +3,15 @@
  * op.c - requests, from frame to answer.
  *
  *	LOOKUP			look the name up (here, else in a pool thread), then as STATUS
- *	all others		find the file; if this client has not found it by a name yet, look the
+ *	all others		find the file; if this identity has not found it by a name yet, look the
  *				name up first: rights on the way to a file count too
  *	STATUS FETCH		answer; a read that has to wait for a disk goes to a pool thread
  *	STORE APPEND SET_SIZE PUNCH
  *				change; new dv; breaks to the others; APPLIED; RELEASED when they answered
- *	SYNC			fdatasync in a pool thread; RELEASED
+ *	SYNC			fdatasync in a pool thread; RELEASED when breaks are answered
+ *
+ * Rights are those that the identity has when the request is taken up, not when it came: it may
+ * have queued meanwhile.
  *
  * Order.  While a pool thread changes a file (file->busy) all other requests for it queue, so changes
  * happen in the order in which they came, and nobody sees half of one.  Reads in pool threads do not
@@ -61,7 +64,8 @@ static uint64_t request_id(const struct rf_msg *m)
 static bool durable(const struct rf_msg *m)
 {
 	return (m->body.type == RF_STORE && m->body.rf_body_u.store.durable) ||
-	       (m->body.type == RF_APPEND && m->body.rf_body_u.append.durable);
+	       (m->body.type == RF_APPEND && m->body.rf_body_u.append.durable) ||
+	       (m->body.type == RF_SYNC && m->body.rf_body_u.sync.durable);
 }
 
 /* The file a request is about; NULL: LOOKUP. */
@@ -87,6 +91,13 @@ static rf_file *target(struct rf_msg *m)
 	}
 }
 
+static uint32_t handle(struct rf_msg *m)
+{
+	const rf_file *file = target(m);
+
+	return file ? file->key : m->body.rf_body_u.lookup.key;
+}
+
 static struct srv_op *op_new(struct srv_conn *conn, struct rf_msg *msg, void *payload, size_t len,
 			     struct srv_volume *vol)
 {
@@ -96,8 +107,8 @@ static struct srv_op *op_new(struct srv_conn *conn, struct rf_msg *msg, void *pa
 	op->conn = conn;
 	op->client = conn->client;
 	op->vol = vol;
-	op->cred = store_cred_get(conn->cred);
 	op->msg = *msg;
+	op->ident = srv_ident_of(conn, handle(&op->msg));
 	op->xid = msg->xid;
 	op->payload = payload;
 	op->len = len;
@@ -140,6 +151,7 @@ static void op_free(struct srv_op *op)
 		free(op->payload);
 	free(op->out);
 	store_cred_put(op->cred);
+	srv_ident_put(op->ident);
 	rf_wire_free(&op->msg);
 	free(op);
 	if (file)
@@ -209,6 +221,32 @@ void srv_op_next(struct srv_file *file)
 	srv_file_put(file);
 }
 
+/* ---- rights ---- */
+
+/* What the identity may do now. */
+static int rights(struct srv_op *op)
+{
+	store_cred_put(op->cred);
+	return srv_ident_cred(op->ident, &op->cred);
+}
+
+/* The identity could read the file. */
+static void could_read(struct srv_op *op)
+{
+	struct srv_holder *h = srv_holder_find(op->file, op->client);
+
+	if (h && op->ident->expires > h->readable)
+		h->readable = op->ident->expires;
+}
+
+/* Its bit in srv_holder.found; 0: the handle means somebody else by now. */
+static uint64_t found_bit(const struct srv_op *op)
+{
+	const struct srv_ident *id = op->ident;
+
+	return id && id->client->ident[id->handle] == id ? (uint64_t)1 << id->handle : 0;
+}
+
 /* ---- names ---- */
 
 static int found(struct srv_op *op)
@@ -217,14 +255,15 @@ static int found(struct srv_op *op)
 
 	err = srv_file_adopt(op->file, op->sf);
 	op->sf = NULL;
-	if (!err)
-		srv_holder_get(op->file, op->client);
-	return err;
+	if (err)
+		return err;
+	srv_holder_get(op->file, op->client)->found |= found_bit(op);
+	op->found = true;
+	return 0;
 }
 
 static void lookup_finish(struct srv_op *op)
 {
-	struct srv_holder *h;
 	int err = op->err;
 
 	if (!err) {
@@ -235,10 +274,8 @@ static void lookup_finish(struct srv_op *op)
 		op_fail(op, err);
 		return;
 	}
-	if (op->msg.body.rf_body_u.lookup.flags & RF_LK_READ) {
-		h = srv_holder_find(op->file, op->client);
-		h->readable = true;
-	}
+	if (op->msg.body.rf_body_u.lookup.flags & RF_LK_READ)
+		could_read(op);
 	op_enqueue(op);
 }
 
@@ -264,7 +301,12 @@ static void lookup_done(uv_work_t *work, int status)
 static void op_lookup(struct srv_op *op)
 {
 	rf_lookup *l = &op->msg.body.rf_body_u.lookup;
+	int err = rights(op);
 
+	if (err) {
+		op_fail(op, err);
+		return;
+	}
 	if (l->flags & ~(u_int)(RF_LK_READ | RF_LK_WRITE | RF_LK_CREATE | RF_LK_EXCL)) {
 		op_fail(op, -EINVAL);
 		return;
@@ -322,12 +364,22 @@ static void resolve_done(uv_work_t *work, int status)
 	srv_flush(srv);
 }
 
-/* 1: the file is there and this client may know it; 0: a pool thread looks, the op comes back. */
+/*
+ * 1: the file is there and may be known to whom this is for; 0: a pool thread looks, the op comes
+ * back.  What is applied may be made durable whoever asks.
+ */
 static int resolve(struct srv_op *op)
 {
+	const struct srv_holder *h = srv_holder_find(op->file, op->client);
+	bool held = h && op->file->sf;
 	int err;
 
-	if (op->file->sf && srv_holder_find(op->file, op->client))
+	if (held && (op->msg.body.type == RF_SYNC || op->replay))
+		return 1;
+	err = rights(op);
+	if (err)
+		return err;
+	if (held && (op->found || h->found & found_bit(op)))
 		return 1;
 	if (op->msg.body.type == RF_LOOKUP)
 		return -ESTALE; /* given up before it was found */
@@ -368,10 +420,8 @@ static void fetch_reply(struct srv_op *op)
 {
 	struct rf_msg msg = {.xid = op->xid, .body.type = RF_FETCH_R};
 	rf_fetch_r *r = &msg.body.rf_body_u.fetch_r;
-	struct srv_holder *h = srv_holder_find(op->file, op->client);
 
-	if (h)
-		h->readable = true;
+	could_read(op);
 	srv_file_status(op->file, op->client, &r->status);
 	r->off = op->msg.body.rf_body_u.fetch.range.off;
 	if (rf_wire_encode(op->out->data, FETCH_HDR, &msg, (size_t)op->got) != FETCH_HDR) {
@@ -528,9 +578,11 @@ static void sync_for(struct srv_file *file, struct srv_wait *w)
 
 static void exec_sync(struct srv_op *op)
 {
-	struct srv_wait *w = srv_wait_new(op->client, op->conn, op->xid, op->cred);
+	struct srv_wait *w = srv_wait_new(op->client, op->conn, op->xid);
 
-	sync_for(op->file, w);
+	srv_breaks_wait(op->file, w);
+	if (durable(&op->msg))
+		sync_for(op->file, w);
 	srv_wait_check(w);
 	op_free(op);
 }
@@ -676,7 +728,7 @@ static void change_applied(struct srv_op *op)
 	struct what_changed what;
 	struct srv_wait *w;
 
-	w = srv_wait_new(op->client, op->conn, op->xid, op->cred);
+	w = srv_wait_new(op->client, op->conn, op->xid);
 	w->change = true;
 	w->request = request_id(&op->msg);
 	applied->dv_before = file->dv;
@@ -879,6 +931,7 @@ static bool repeated(struct srv_op *op)
 	struct rf_msg msg = {.xid = op->xid, .body.type = RF_APPLIED};
 	struct srv_memo_entry *memo;
 	struct srv_op *before;
+	struct srv_file *file;
 	struct srv_wait *w;
 
 	op->replay = true; /* so that it does not find itself */
@@ -913,8 +966,11 @@ static bool repeated(struct srv_op *op)
 	}
 	if (durable(&op->msg) && !memo->sync_err)
 		return false;
-	w = srv_wait_new(op->client, op->conn, op->xid, op->cred);
+	w = srv_wait_new(op->client, op->conn, op->xid);
 	w->err = memo->sync_err;
+	file = srv_file_find(op->vol, &target(&op->msg)->fid);
+	if (file)
+		srv_breaks_wait(file, w);
 	srv_wait_check(w);
 	op_free(op);
 	return true;
@@ -1009,6 +1065,9 @@ void srv_request(struct srv_conn *conn, struct rf_msg *msg, void *payload, size_
 		return; /* msg is the request's now */
 	case RF_VOLUME:
 		attach(conn, msg->xid, &msg->body.rf_body_u.volume);
+		break;
+	case RF_KEY:
+		srv_ident_show(conn, &msg->body.rf_body_u.key);
 		break;
 	case RF_PING:
 		srv_send(conn, &pong, NULL, 0);

@@ -13,7 +13,8 @@ struct srv_op {
 	struct srv_conn *conn; /* NULL: lost */
 	struct srv_client *client;
 	struct srv_volume *vol;
-	struct store_cred *cred;
+	struct srv_ident *ident; /* whose request it is; NULL: nobody's */
+	struct store_cred *cred; /* what that may do, as of when the op was last taken up */
 	struct rf_msg msg;
 	uint32_t xid;
 	unsigned char *payload;
@@ -24,6 +25,7 @@ struct srv_op {
 	bool replay; /* applied before: only its durability is asked for */
 
 	struct srv_file *file;
+	bool found; /* the file, by a name, for this op */
 
 	/* between loop thread and pool thread */
 	int err;

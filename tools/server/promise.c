@@ -105,13 +105,13 @@ static void lease_at(struct srv *srv, uint64_t end)
 }
 
 /* Remember that id is to be acknowledged; a second entry of one id is for a second wait. */
-static void brk_add(struct srv_holder *h, uint64_t id, struct srv_wait *wait)
+static void brk_add(struct srv_holder *h, uint64_t id, uint64_t until, struct srv_wait *wait)
 {
 	struct srv_client *client = h->client;
 	struct srv_brk *b = srv_alloc(sizeof(*b)), *prev;
 
 	b->id = id;
-	b->until = h->until;
+	b->until = until;
 	b->holder = h;
 	b->wait = wait;
 	prev = TAILQ_LAST(&client->brks, srv_brks);
@@ -124,7 +124,7 @@ static void brk_add(struct srv_holder *h, uint64_t id, struct srv_wait *wait)
 	client->nbrks++;
 	if (wait) {
 		wait->left++;
-		lease_at(client->srv, end_of(client, h->until));
+		lease_at(client->srv, end_of(client, until));
 	}
 }
 
@@ -178,7 +178,7 @@ void srv_holder_release(struct srv_holder *h)
 	struct srv_brk *b, *next;
 
 	h->promise = false;
-	h->readable = false;
+	h->readable = 0;
 	h->until = 0;
 	for (b = TAILQ_FIRST(&h->client->brks); b; b = next) {
 		next = TAILQ_NEXT(b, link);
@@ -207,7 +207,7 @@ static void tell(struct srv_holder *h, const struct srv_note *note, bool known, 
 	struct rf_msg msg = {.body.type = RF_BREAK};
 	rf_break *b = &msg.body.rf_body_u.brk;
 	struct srv_file *file = h->file;
-	bool push = known && note->data && h->readable;
+	bool push = known && note->data && srv_in_time(h->readable);
 
 	b->id = id;
 	b->volume = (u_int)(file->vol - file->vol->srv->vol);
@@ -239,7 +239,7 @@ void srv_break(struct srv_file *file, const struct srv_note *note, struct srv_cl
 			continue;
 		if (!h->promise) {
 			if (h->unacked && wait)
-				brk_add(h, h->unacked, wait);
+				brk_add(h, h->unacked, h->until, wait);
 			continue;
 		}
 		id = ++client->last_brk;
@@ -249,7 +249,7 @@ void srv_break(struct srv_file *file, const struct srv_note *note, struct srv_cl
 			h->unacked = live ? id : 0;
 		}
 		if (live)
-			brk_add(h, id, wait);
+			brk_add(h, id, h->until, wait);
 		/* Also if the lease is over: so that it does not believe in the promise again. */
 		if (client->conn)
 			tell(h, note, known, id);
@@ -257,6 +257,28 @@ void srv_break(struct srv_file *file, const struct srv_note *note, struct srv_cl
 			srv_garbage(client->conn,
 				    "does not acknowledge its breaks; connection closed");
 		h->until = h->promise ? h->until : 0;
+	}
+}
+
+void srv_breaks_wait(struct srv_file *file, struct srv_wait *wait)
+{
+	struct srv_holder *h;
+	struct srv_brk *b;
+	uint64_t last;
+
+	LIST_FOREACH(h, &file->holders, in_file)
+	{
+		if (h->client == wait->client)
+			continue;
+		/* What is added stands behind the others of its id. */
+		last = 0;
+		TAILQ_FOREACH(b, &h->client->brks, link)
+		{
+			if (b->holder != h || b->id == last)
+				continue;
+			last = b->id;
+			brk_add(h, b->id, b->until, wait);
+		}
 	}
 }
 
@@ -273,8 +295,11 @@ void srv_forget_all(struct srv *srv)
 	TAILQ_FOREACH(c, &srv->clients, link)
 	{
 		LIST_FOREACH(h, &c->holders, in_client)
-		if (h->promise && !h->until)
-			h->until = c->lease_end;
+		{
+			h->readable = 0;
+			if (h->promise && !h->until)
+				h->until = c->lease_end;
+		}
 		if (c->conn)
 			srv_send(c->conn, &msg, NULL, 0);
 	}
@@ -282,15 +307,13 @@ void srv_forget_all(struct srv *srv)
 
 /* ---- waiting ---- */
 
-struct srv_wait *srv_wait_new(struct srv_client *client, struct srv_conn *conn, uint32_t xid,
-			      struct store_cred *cred)
+struct srv_wait *srv_wait_new(struct srv_client *client, struct srv_conn *conn, uint32_t xid)
 {
 	struct srv_wait *w = srv_alloc(sizeof(*w));
 
 	w->client = client;
 	w->conn = conn;
 	w->xid = xid;
-	w->cred = store_cred_get(cred);
 	TAILQ_INSERT_TAIL(&client->waits, w, link);
 	client->nwaits++;
 	return w;
@@ -300,7 +323,6 @@ void srv_wait_free(struct srv_wait *w)
 {
 	TAILQ_REMOVE(&w->client->waits, w, link);
 	w->client->nwaits--;
-	store_cred_put(w->cred);
 	free(w);
 }
 

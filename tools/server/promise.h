@@ -5,14 +5,16 @@
 
 #include "client.h"
 
-/* A client that has found this file by a name, with its own rights. */
+/* A client that has found this file by a name. */
 struct srv_holder {
 	LIST_ENTRY(srv_holder) in_file;
 	LIST_ENTRY(srv_holder) in_client;
 	struct srv_file *file;
 	struct srv_client *client;
 	bool promise;
-	bool readable;    /* it could read the file: breaks may carry bytes */
+	uint64_t found; /* the identities which have, by handle: others have to first */
+	int64_t
+	    readable; /* seconds since the epoch: one could read it, breaks may carry bytes till then */
 	uint64_t until;   /* ms; not 0: the promise was forgotten and ends then at the latest */
 	uint64_t unacked; /* the break that ended the promise, until it is acknowledged */
 };
@@ -32,7 +34,6 @@ struct srv_wait {
 	TAILQ_ENTRY(srv_wait) sync_link;
 	struct srv_client *client;
 	struct srv_conn *conn; /* NULL: lost */
-	struct store_cred *cred;
 	uint32_t xid;
 	bool change; /* request is its id */
 	uint64_t request;
@@ -65,6 +66,8 @@ bool srv_holder_busy(const struct srv_holder *h);
 /* Tell all holders but changer (NULL: all); wait (may be NULL) is held up until they answered. */
 void srv_break(struct srv_file *file, const struct srv_note *note, struct srv_client *changer,
 	       struct srv_wait *wait);
+/* wait is held up until all breaks of this file that others were sent are acknowledged, too. */
+void srv_breaks_wait(struct srv_file *file, struct srv_wait *wait);
 /* False: no such break was ever sent. */
 bool srv_ack(struct srv_client *client, uint64_t id);
 /* Nobody waits for this client any more. */
@@ -73,8 +76,7 @@ void srv_brks_end(struct srv_client *client);
 void srv_forget_all(struct srv *srv);
 void srv_lease_timer(uv_timer_t *timer);
 
-struct srv_wait *srv_wait_new(struct srv_client *client, struct srv_conn *conn, uint32_t xid,
-			      struct store_cred *cred);
+struct srv_wait *srv_wait_new(struct srv_client *client, struct srv_conn *conn, uint32_t xid);
 void srv_wait_check(struct srv_wait *wait);
 void srv_wait_free(struct srv_wait *wait);
 

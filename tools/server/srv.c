@@ -116,7 +116,10 @@ static void on_hup(uv_signal_t *sig, int signum)
 	struct srv *srv = sig->data;
 
 	(void)signum;
-	srv_log("SIGHUP: all promises are forgotten");
+	if (srv->keys.dir)
+		srv_keys_load(&srv->keys);
+	srv_log("SIGHUP: %sall promises are forgotten",
+		srv->keys.dir ? "keys are read anew, " : "");
 	srv_forget_all(srv);
 	srv_flush(srv);
 }
@@ -210,6 +213,10 @@ static int start(struct srv *srv, const struct srv_config *config)
 		if (getrandom(&srv->instance, sizeof(srv->instance), 0) < 0)
 			srv->instance = srv_now();
 	umask(0);
+	srv->keys.dir = config->keys;
+	err = srv->keys.dir ? srv_keys_load(&srv->keys) : 0;
+	if (err)
+		return err;
 	for (i = 0; i < config->nexports; i++) {
 		err =
 		    open_volume(srv, config->ops, config->export[i].name, config->export[i].where);
@@ -249,6 +256,7 @@ int srv_run(const struct srv_config *config)
 	TAILQ_INIT(&srv->ready);
 	TAILQ_INIT(&srv->clients);
 	RB_INIT(&srv->files);
+	RB_INIT(&srv->keys.tree);
 	TAILQ_INIT(&srv->lru);
 	/* Threads that wait for disks, mostly. */
 	setenv("UV_THREADPOOL_SIZE", "16", 0);
@@ -268,6 +276,7 @@ int srv_run(const struct srv_config *config)
 
 	srv_clients_reap(srv, true);
 	srv_files_free(srv);
+	srv_keys_free(&srv->keys);
 	for (i = 0; i < srv->nvols; i++)
 		srv->vol[i].ops->close(srv->vol[i].vol);
 	if (srv->lfd >= 0)

@@ -3,7 +3,7 @@
  * srv.h - refault-server's one context, and what its parts ask of each other.
  *
  * Parts: srv.c start, loop, stop · conn.c connections and frames · client.c who is who, leases,
- * remembered requests · promise.c promises, breaks, waiting for acknowledgements · file.c files and
+ * remembered requests · ident.c whose rights · key.c the directory of keys · promise.c promises, breaks, waiting for acknowledgements · file.c files and
  * DataVersions · op.c requests.
  *
  * Locks: none.  All state belongs to the loop thread.  Pool threads see one struct srv_op and call
@@ -21,6 +21,8 @@
 #include <refault/store.h>
 #include <refault/transport.h>
 #include <refault/wire.h>
+
+#include "key.h"
 
 #define SRV_MAX_VOLUMES 64
 
@@ -46,6 +48,7 @@ struct srv_config {
 	unsigned nexports;
 	const struct store_ops *ops; /* NULL: store_dir */
 	const char *listen;
+	const char *keys; /* NULL: none */
 	uint32_t lease_ms;
 	unsigned max_files; /* files held open; 0: as many as the limit of descriptors allows */
 	bool verbose;
@@ -72,6 +75,8 @@ struct srv {
 	uint64_t instance;
 	uint32_t lease_ms;
 	bool verbose, stopping;
+
+	struct srv_keys keys;
 
 	struct srv_conns conns;
 	struct srv_conns ready; /* have something to send, or may be read again */
