@@ -388,7 +388,7 @@ Test(agent_merge, theirs_where_mine_is_not, .init = setup)
 	page[100] = 0xbb;
 	for (unsigned i = 0; i < 50; i++)
 		theirs[i] = (unsigned char)~twin[i];
-	ag_merge(page, twin, NULL, NULL, theirs, 0, 4096);
+	ag_merge(page, twin, NULL, NULL, theirs, NULL, 0, 4096);
 	for (unsigned i = 0; i < 50; i++) {
 		cr_assert_eq(twin[i], theirs[i], "the twin is theirs everywhere");
 		if (i != 3)
@@ -403,10 +403,27 @@ Test(agent_merge, only_the_range, .init = setup)
 {
 	unsigned char b[3] = {1, 2, 3};
 
-	ag_merge(page, twin, NULL, NULL, b, 6, 9); /* over a word's edge */
+	ag_merge(page, twin, NULL, NULL, b, NULL, 6, 9); /* over a word's edge */
 	cr_assert(page[5] == (unsigned char)(5 * 7) && page[9] == (unsigned char)(9 * 7));
 	cr_assert(page[6] == 1 && page[7] == 2 && page[8] == 3);
 	cr_assert(twin[6] == 1 && twin[8] == 3 && twin[9] == (unsigned char)(9 * 7));
+}
+
+Test(agent_merge, only_which_bytes, .init = setup)
+{
+	uint8_t which[512] = {0};
+
+	ag_which(which, 7, 10); /* over a word's edge */
+	ag_which(which, 12, 13);
+	ag_which(which, 4088, 4096);
+	cr_assert(which[0] == 0x80 && which[1] == 0x13 && which[511] == 0xff && !which[510]);
+	memset(theirs, 0xee, 4096);
+	ag_merge(page, twin, NULL, NULL, theirs + 7, which, 7, 13);
+	cr_assert(page[7] == 0xee && page[9] == 0xee && page[12] == 0xee);
+	cr_assert(page[10] == (unsigned char)(10 * 7) && page[11] == (unsigned char)(11 * 7));
+	cr_assert(twin[12] == 0xee && twin[11] == (unsigned char)(11 * 7));
+	ag_store(page, "xyz", which, 10, 13);
+	cr_assert(page[10] == (unsigned char)(10 * 7) && page[12] == 'z');
 }
 
 Test(agent_merge, marked_is_mine, .init = setup)
@@ -414,7 +431,7 @@ Test(agent_merge, marked_is_mine, .init = setup)
 	mark[0] = 1 << 4;
 	theirs[4] ^= 0xff;
 	theirs[5] ^= 0xff;
-	ag_merge(page, twin, mark, NULL, theirs, 0, 4096);
+	ag_merge(page, twin, mark, NULL, theirs, NULL, 0, 4096);
 	cr_assert_eq(page[4], (unsigned char)(4 * 7));
 	cr_assert_eq(page[5], theirs[5]);
 }
@@ -427,7 +444,7 @@ Test(agent_merge, in_flight_is_left_alone, .init = setup)
 	page[8] = was;  /* and then stored back */
 	theirs[8] = 0x77;
 	theirs[9] = 0x78;
-	ag_merge(page, twin, NULL, snap, theirs, 0, 4096);
+	ag_merge(page, twin, NULL, snap, theirs, NULL, 0, 4096);
 	cr_assert_eq(page[8], was);
 	cr_assert_eq(twin[8], was);
 	cr_assert_eq(snap[8], 0x55);
@@ -436,7 +453,7 @@ Test(agent_merge, in_flight_is_left_alone, .init = setup)
 
 Test(agent_merge, store_and_zero_keep_to_their_bytes, .init = setup)
 {
-	ag_store(page, "abcdefghijk", 3, 14);
+	ag_store(page, "abcdefghijk", NULL, 3, 14);
 	cr_assert_eq(memcmp(page + 3, "abcdefghijk", 11), 0);
 	cr_assert(page[2] == 14 && page[14] == 98);
 	ag_zero(page, 4090, 4096);
@@ -460,7 +477,7 @@ Test(agent_merge, unmarked_is_theirs_again, .init = setup)
 	cr_assert(mark[510] == 0xff && mark[511] == 0x00);
 	theirs[2] ^= 0xff;
 	theirs[3] ^= 0xff;
-	ag_merge(page, twin, mark, NULL, theirs, 0, 4096);
+	ag_merge(page, twin, mark, NULL, theirs, NULL, 0, 4096);
 	cr_assert_eq(page[2], (unsigned char)(2 * 7));
 	cr_assert_eq(page[3], theirs[3]);
 }

@@ -28,6 +28,7 @@ struct touch {
 	void *page, *twin, *snap;
 	const _Atomic uint8_t *mark;
 	const void *bytes;
+	const uint8_t *which;
 	uint32_t from, to;
 };
 
@@ -42,14 +43,14 @@ static void do_store(void *arg)
 {
 	struct touch *t = arg;
 
-	ag_store(t->page, t->bytes, t->from, t->to);
+	ag_store(t->page, t->bytes, t->which, t->from, t->to);
 }
 
 static void do_merge(void *arg)
 {
 	struct touch *t = arg;
 
-	ag_merge(t->page, t->twin, t->mark, t->snap, t->bytes, t->from, t->to);
+	ag_merge(t->page, t->twin, t->mark, t->snap, t->bytes, t->which, t->from, t->to);
 }
 
 /* A clean page changes in place.  False: it was not clean any more when we looked. */
@@ -104,12 +105,13 @@ void ag_page_zero(struct ag_vnode *vn, uint64_t page, uint32_t from, uint32_t to
 	}
 }
 
-/* The server's bytes [from, to) of a page are these now. */
+/* The server's bytes [from, to) of a page, or which of them, are these now. */
 static void page_bytes(struct ag_vnode *vn, uint64_t page, uint32_t from, uint32_t to,
-		       const void *bytes)
+		       const void *bytes, const uint8_t *which)
 {
 	rf_word *word = &vn->word[page];
-	struct touch t = {.page = ag_vn_page(vn, page), .bytes = bytes, .from = from, .to = to};
+	struct touch t = {
+	    .page = ag_vn_page(vn, page), .bytes = bytes, .which = which, .from = from, .to = to};
 
 	for (;;) {
 		uint64_t w = atomic_load(word);
@@ -120,9 +122,7 @@ static void page_bytes(struct ag_vnode *vn, uint64_t page, uint32_t from, uint32
 			t.snap = ag_op_snapshot(vn, page);
 			if (t.twin)
 				ag_guard(do_merge, &t);
-			if (vn->merged != page + 1)
-				ag_count(vn->ag, RF_R_MERGE, 1);
-			vn->merged = page + 1; /* many ranges of one page count once */
+			ag_count(vn->ag, RF_R_MERGE, 1);
 			return;
 		}
 		if (rf_w_state(w) != RF_PG_UPTODATE || clean_in_place(vn, page, w, do_store, &t))
@@ -132,7 +132,7 @@ static void page_bytes(struct ag_vnode *vn, uint64_t page, uint32_t from, uint32
 
 void ag_page_theirs(struct ag_vnode *vn, uint64_t page, const void *bytes, uint32_t len)
 {
-	page_bytes(vn, page, 0, len, bytes);
+	page_bytes(vn, page, 0, len, bytes, NULL);
 }
 
 /* ---- words of pages that go ---- */
@@ -290,7 +290,7 @@ static void reval_worked(struct ag_task *t)
 		if (page < RF_PAGES(t->st.size))
 			ag_fetch_merge_add(vn, page);
 		else
-			page_bytes(vn, page, 0, RF_PAGE_SIZE, ag_zeros);
+			page_bytes(vn, page, 0, RF_PAGE_SIZE, ag_zeros, NULL);
 	}
 	ag_task_unlock(t);
 	vn->target = t->st.dv;
@@ -372,12 +372,31 @@ void ag_step_strip(struct ag_task *t)
 
 /* ---- a change that is known whole ---- */
 
+/* New bytes of one page. */
+struct gather {
+	struct ag_vnode *vn;
+	uint64_t page;
+	uint32_t from, to; /* from the first to the last; 0, 0: none yet */
+	uint8_t which[RF_MARK_SIZE];
+	unsigned char bytes[RF_PAGE_SIZE];
+};
+
+static void gather_put(struct gather *g)
+{
+	if (!g->to)
+		return;
+	page_bytes(g->vn, g->page, g->from, g->to, g->bytes + g->from, g->which);
+	g->from = g->to = 0;
+	memset(g->which, 0, sizeof(g->which));
+}
+
+/* All ranges of a page at once: a word of which several bytes changed must not be seen half new. */
 static void put_bytes(struct ag_task *t)
 {
+	struct gather g = {.vn = t->vn};
 	const unsigned char *p = t->data;
 	size_t left = t->len;
 
-	t->vn->merged = 0;
 	for (uint32_t i = 0; i < t->nranges; i++) {
 		uint64_t off = t->range[i].off, n = ag_min(t->range[i].len, left);
 
@@ -386,13 +405,21 @@ static void put_bytes(struct ag_task *t)
 			uint32_t at = (uint32_t)off & (RF_PAGE_SIZE - 1);
 			uint32_t k = (uint32_t)ag_min(n, RF_PAGE_SIZE - at);
 
-			if (off < t->vn->size)
-				page_bytes(t->vn, off >> RF_PAGE_SHIFT, at, at + k, p);
+			if (off >> RF_PAGE_SHIFT != g.page)
+				gather_put(&g);
+			if (off < t->vn->size) {
+				g.page = off >> RF_PAGE_SHIFT;
+				g.from = g.to ? (uint32_t)ag_min(g.from, at) : at;
+				g.to = (uint32_t)ag_max(g.to, at + k);
+				memcpy(g.bytes + at, p, k);
+				ag_which(g.which, at, at + k);
+			}
 			off += k;
 			p += k;
 			n -= k;
 		}
 	}
+	gather_put(&g);
 	ag_count(t->vn->ag, RF_R_IN_PLACE, 1);
 }
 

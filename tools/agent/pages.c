@@ -210,15 +210,19 @@ static uint64_t word_of(const void *bytes, uint32_t i, uint32_t from, uint32_t l
 }
 
 void ag_merge(void *page, void *twin, const _Atomic uint8_t *mark, void *snap, const void *theirs,
-	      uint32_t from, uint32_t to)
+	      const uint8_t *which, uint32_t from, uint32_t to)
 {
 	_Atomic uint64_t *p = page, *t = twin, *s = snap;
 
 	for (uint32_t i = from / 8; i < WORDS && i * 8 < to; i++) {
 		uint32_t lo = i * 8 < from ? from - i * 8 : 0, hi = to - i * 8 < 8 ? to - i * 8 : 8;
-		uint64_t new = word_of(theirs, i, from, lo, hi), mask = byte_mask(lo, hi);
-		uint64_t old = atomic_load(&t[i]), mine, free;
+		uint64_t new = word_of(theirs, i, from, lo, hi);
+		uint64_t mask = byte_mask(lo, hi) & (which ? marked_bytes(which[i]) : UINT64_MAX);
+		uint64_t old, mine, free;
 
+		if (!mask)
+			continue;
+		old = atomic_load(&t[i]);
 		if (s) /* in flight: ours came after theirs on the server */
 			mask &= zero_bytes(atomic_load(&s[i]) ^ old);
 		if (!mask)
@@ -241,14 +245,25 @@ void ag_merge(void *page, void *twin, const _Atomic uint8_t *mark, void *snap, c
 	}
 }
 
-void ag_store(void *page, const void *bytes, uint32_t from, uint32_t to)
+void ag_store(void *page, const void *bytes, const uint8_t *which, uint32_t from, uint32_t to)
 {
 	_Atomic uint64_t *p = page;
 
 	for (uint32_t i = from / 8; i < WORDS && i * 8 < to; i++) {
 		uint32_t lo = i * 8 < from ? from - i * 8 : 0, hi = to - i * 8 < 8 ? to - i * 8 : 8;
+		uint64_t mask = byte_mask(lo, hi) & (which ? marked_bytes(which[i]) : UINT64_MAX);
 
-		set_bytes(&p[i], byte_mask(lo, hi), word_of(bytes, i, from, lo, hi));
+		if (mask)
+			set_bytes(&p[i], mask, word_of(bytes, i, from, lo, hi));
+	}
+}
+
+void ag_which(uint8_t *which, uint32_t from, uint32_t to)
+{
+	for (uint32_t i = from / 8; i * 8 < to; i++) {
+		uint32_t lo = i * 8 < from ? from - i * 8 : 0, hi = to - i * 8 < 8 ? to - i * 8 : 8;
+
+		which[i] |= (uint8_t)((0xffu << lo) & (0xffu >> (8 - hi)));
 	}
 }
 

@@ -51,13 +51,18 @@ ssize_t ag_diff_all(struct ag_change *c, const void *page, uint64_t off, uint32_
  * same time; the twin becomes theirs in any case, after the page, so that a crash in between sends
  * too much, never too little.  snap: a snapshot that is in flight, or NULL; bytes in which it
  * differs from the twin are mine whatever the page says now, and are left alone.  theirs points at
- * the byte for `from`.
+ * the byte for `from`.  which: a bit a byte of the page, in the order of a twin's marks, for those of
+ * [from, to) that are meant; NULL: all.  Bytes of one word change at once.
  */
 void ag_merge(void *page, void *twin, const _Atomic uint8_t *mark, void *snap, const void *theirs,
-	      uint32_t from, uint32_t to);
+	      const uint8_t *which, uint32_t from, uint32_t to);
 
-/* Store bytes [from, to) with aligned atomic stores: a clean page changes under its readers. */
-void ag_store(void *page, const void *bytes, uint32_t from, uint32_t to);
+/* Store bytes [from, to), or which of them, with aligned atomic stores: a clean page changes under its
+ * readers. */
+void ag_store(void *page, const void *bytes, const uint8_t *which, uint32_t from, uint32_t to);
+
+/* Add [from, to) to which. */
+void ag_which(uint8_t *which, uint32_t from, uint32_t to);
 /* The same with zeros. */
 void ag_zero(void *page, uint32_t from, uint32_t to);
 /* What was written to bytes [from, to) is no change any more.  Programs may be marking others. */

@@ -53,7 +53,6 @@ struct ag_vnode {
 	uint64_t target, target_until;
 	uint64_t *merge;
 	size_t nmerge;
-	uint64_t merged; /* the page that was merged last, + 1 */
 	unsigned asking; /* STATUS calls under way */
 	bool want_valid; /* validate though nobody asks: breaks wait for the merge */
 	struct ag_late_ack {
