@@ -282,7 +282,7 @@ void file_enter(struct ctx *c, int fd, struct file *f)
 	raise_top(c, fd);
 	old = atomic_exchange(&t[fd], f);
 	if (old && old != FILE_HIDDEN)
-		file_close(c, old);
+		file_close(c, old, false);
 }
 
 struct file *file_remove(struct ctx *c, int fd)
@@ -310,15 +310,38 @@ int file_flush(struct ctx *c, struct file *f, uint64_t page, uint64_t npages, ui
 	return e ? e : r;
 }
 
-int file_close(struct ctx *c, struct file *f)
+int file_close(struct ctx *c, struct file *f, bool tell)
 {
-	int r = 0;
+	const bool last = atomic_fetch_sub(&f->nfds, 1) == 1;
+	struct vnode *vn = atomic_load(&f->vn);
+	int r = 0, e = 0;
 
-	if (atomic_fetch_sub(&f->nfds, 1) == 1 && file_writable(f) && atomic_load(&f->vn) &&
-	    (atomic_load(&c->attached) & 1))
-		r = file_flush(c, f, 0, 0, 0);
+	if (vn && (atomic_load(&c->attached) & 1)) {
+		const uint32_t locks = atomic_load(&vn->locks);
+
+		if ((locks & VNODE_LOCK_POSIX) ||
+		    (last && (file_writable(f) || (locks & VNODE_LOCK_OPEN))))
+			r = agent_flush(c, vn, 0, 0, 0);
+		if (tell && file_writable(f))
+			e = file_error(f);
+	}
 	file_put(c, f);
-	return r;
+	return e ? e : r;
+}
+
+void file_replace(struct ctx *c, int fd, int to)
+{
+	struct vnode *vn;
+	struct file *f;
+
+	if (!file_entry(c, to) || to == fd || file_foreign(c))
+		return;
+	f = file_ref(c, to);
+	vn = f ? atomic_load(&f->vn) : NULL;
+	if (vn && atomic_load(&vn->locks) && (atomic_load(&c->attached) & 1))
+		agent_flush(c, vn, 0, 0, 0);
+	if (f)
+		file_put(c, f);
 }
 
 /* ---- internal descriptors ---- */
@@ -419,9 +442,11 @@ void file_exit(struct ctx *c)
 		if (atomic_load(&f->refs) && vn && file_writable(f))
 			agent_flush(c, vn, 0, 0, 0);
 	}
-	/* What is still mapped and dirty: native munmap promises nothing, so only start it. */
+	/* What is still mapped and dirty: native munmap promises nothing, so only start it; but for
+	 * what was stored under a lock, which goes now. */
 	for (uint32_t i = 0; i < atomic_load(&c->nvnodes); i++)
 		if (atomic_load(&c->vnode_pool[i].refs))
-			agent_flush(c, &c->vnode_pool[i], 0, 0, RF_FLUSH_NOWAIT);
+			agent_flush(c, &c->vnode_pool[i], 0, 0,
+				    atomic_load(&c->vnode_pool[i].locks) ? 0 : RF_FLUSH_NOWAIT);
 	errno = saved;
 }

@@ -5,7 +5,8 @@
  *
  * The table is indexed by descriptor and read without a lock: file_get takes a reference and looks
  * again.  Objects come from a pool that is never given back, as vnodes do.  One object is one open
- * file as far as this process knows: dup shares it, an inherited descriptor has its own.
+ * file as far as this process knows: dup shares it, an inherited descriptor has its own, and a fork
+ * child has copies: of an error that was not told before the fork, parent and child are both told.
  *
  * Pending: an inherited descriptor (exec, fork of a program that had nothing mapped) is known to be
  * a volume's, but is opened at the agent only when it is first used.
@@ -86,10 +87,21 @@ int file_adopt(struct ctx *c, int fd, const char *text, int flags);
 void file_enter(struct ctx *c, int fd, struct file *f);
 /* Take fd out; its reference goes to the caller, for file_close. */
 struct file *file_remove(struct ctx *c, int fd);
-/* After file_remove: flush if it was the last descriptor, put.  The write-back error, if any. */
-int file_close(struct ctx *c, struct file *f);
+/*
+ * After file_remove: flush if it was the last descriptor or takes locks with it, put.  tell: returns
+ * the write-back error, if any; without, it stays to be told.
+ */
+int file_close(struct ctx *c, struct file *f, bool tell);
+/* The kernel is about to close `to` on its own, to make it a copy of fd: locks may go with it. */
+void file_replace(struct ctx *c, int fd, int to);
+/* fcntl() is about to be called: if it unlocks, flush (w_lock.c).  Keeps errno. */
+void lock_fcntl(struct ctx *c, int fd, int cmd, long arg);
 
-/* A write-back error since it was last asked on this open file: once, then 0. */
+/*
+ * A write-back error since it was last asked on this open file: once, then 0.  Told by fsync,
+ * fdatasync, msync(MS_SYNC), sync_file_range if it waits, write with O_SYNC or O_DSYNC, and by close
+ * if the file was open for writing: as with fs/afs, a mere reader's close does not fail.
+ */
 int file_error(struct file *f);
 /* Flush what may be dirty of f, and report. */
 int file_flush(struct ctx *c, struct file *f, uint64_t page, uint64_t npages, uint32_t flags);

@@ -135,6 +135,12 @@ static uint64_t size_of(const struct vnode *vn)
 				    memory_order_acquire);
 }
 
+static uint32_t read_gen(const struct vnode *vn)
+{
+	return atomic_load_explicit(&atomic_load_explicit(&vn->st, memory_order_acquire)->read_gen,
+				    memory_order_acquire);
+}
+
 int io_validate(struct ctx *c, struct vnode *vn, uint32_t key)
 {
 	int r;
@@ -147,17 +153,18 @@ int io_validate(struct ctx *c, struct vnode *vn, uint32_t key)
 
 /*
  * [off, off + n) lies in pages from `page`, at most RUN; all words cached, none changed while the
- * bytes were copied.  Returns the bytes that are good, from the start.
+ * bytes were copied.  gen: read_gen from before EOF was looked at.  Returns the bytes that are good,
+ * from the start.
  */
-static size_t copy_run(struct ctx *c, struct vnode *vn, char *dst, uint64_t off, size_t n)
+static size_t copy_run(struct ctx *c, struct vnode *vn, uint32_t gen, char *dst, uint64_t off,
+		       size_t n)
 {
 	const struct rf_vnode *st = atomic_load_explicit(&vn->st, memory_order_acquire);
 	uint64_t page = off >> RF_PAGE_SHIFT, seen[RUN + 1];
-	uint32_t pages = (uint32_t)(RF_PAGES(off + n) - page), good = 0, gen;
+	uint32_t pages = (uint32_t)(RF_PAGES(off + n) - page), good = 0;
 	rf_word *word = vnode_word(vn, page);
 	size_t left;
 
-	gen = atomic_load_explicit(&st->read_gen, memory_order_acquire);
 	while (good < pages) {
 		seen[good] = atomic_load_explicit(&word[good], memory_order_acquire);
 		if (!rf_w_cached(seen[good]))
@@ -195,6 +202,7 @@ static ssize_t read_at(struct ctx *c, struct file *f, char *dst, size_t n, uint6
 	int r = 0;
 
 	for (uint32_t tries = 0; done < n; tries++) {
+		uint32_t gen = read_gen(vn); /* first, so that it tells when EOF moves behind us */
 		uint64_t at = off + done, size = size_of(vn), page = at >> RF_PAGE_SHIFT;
 		size_t len = n - done, got;
 
@@ -207,7 +215,7 @@ static ssize_t read_at(struct ctx *c, struct file *f, char *dst, size_t n, uint6
 		r = vnode_cover(c, vn, RF_PAGES(at + len));
 		if (r && r != -EAGAIN)
 			break;
-		got = r ? 0 : copy_run(c, vn, dst + done, at, len);
+		got = r ? 0 : copy_run(c, vn, gen, dst + done, at, len);
 		if (got) {
 			done += got;
 			tries = 0;
@@ -535,6 +543,8 @@ ssize_t io_write(struct ctx *c, struct file *f, int fd, const struct iovec *iov,
 		uint64_t first = (uint64_t)off >> RF_PAGE_SHIFT;
 
 		e = file_flush(c, f, first, RF_PAGES(off + r) - first, RF_FLUSH_DURABLE);
+		if (e && pos)
+			seek(fd, -r, SEEK_CUR);
 		r = e ? e : r;
 	}
 out:

@@ -139,6 +139,12 @@
 	X(int, posix_fallocate, (int fd, off_t off, off_t len))                                    \
 	X(int, posix_fallocate64, (int fd, off_t off, off_t len))
 
+/* locks: w_lock.c; fcntl's: w_fd.c */
+#define REAL_LOCK(X)                                                                               \
+	X(int, flock, (int fd, int op))                                                            \
+	X(int, lockf, (int fd, int cmd, off_t len))                                                \
+	X(int, lockf64, (int fd, int cmd, off_t len))
+
 /* stdio, which opens and closes without calling the above: w_stdio.c */
 #define REAL_STDIO(X)                                                                              \
 	X(FILE *, fopen, (const char *path, const char *mode))                                     \
@@ -187,7 +193,9 @@
 	  (int ep, struct epoll_event *ev, int n, const struct timespec *t, const sigset_t *set))
 
 #define REAL_LIST(X)                                                                               \
-	REAL_FD(X) REAL_IO(X) REAL_STAT(X) REAL_SYNC(X) REAL_STDIO(X) REAL_MMAP(X) REAL_SIGNAL(X)
+	REAL_FD(X)                                                                                 \
+	REAL_IO(X) REAL_STAT(X) REAL_SYNC(X) REAL_LOCK(X) REAL_STDIO(X) REAL_MMAP(X)               \
+	    REAL_SIGNAL(X)
 
 /* NOLINTBEGIN(bugprone-macro-parentheses): types and names cannot be */
 struct real {

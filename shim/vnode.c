@@ -215,6 +215,7 @@ int vnode_adopt(struct ctx *c, uint32_t id, const char *path, int data_fd, int s
 	vn->id = id;
 	vn->opens = 1;
 	vn->nold = 0;
+	atomic_store(&vn->locks, 0);
 	atomic_store(&vn->st, st);
 	atomic_store(&vn->cap, 0);
 	vn->data_fd = fd_hide(c, data_fd);

@@ -13,6 +13,9 @@
 
 struct ctx;
 
+/* Exclusive locks were taken here: gone with any close of the file; with the last of an open file. */
+enum { VNODE_LOCK_POSIX = 1, VNODE_LOCK_OPEN = 2 };
+
 struct vnode {
 	_Atomic uint32_t
 	    refs; /* files and mappings; 0 = free.  Taken under ctx->lock or from > 0 */
@@ -20,6 +23,7 @@ struct vnode {
 	uint32_t opens; /* RF_OP_OPEN replies it stands for */
 	int data_fd;    /* the page cache, read-write, close-on-exec, high */
 	int state_fd;
+	_Atomic uint32_t locks;      /* VNODE_LOCK_*, never cleared */
 	struct rf_vnode *_Atomic st; /* header; the words follow */
 	_Atomic uint64_t cap;        /* words that st's view covers */
 	char *_Atomic alias;         /* read-only view of the cache, registered MISSING-only */

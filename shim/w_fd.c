@@ -171,7 +171,7 @@ int w_close(int fd)
 	if (file_foreign(c))
 		return c->real.close(fd);
 	f = file_remove(c, fd);
-	e = f ? file_close(c, f) : 0;
+	e = f ? file_close(c, f, true) : 0;
 	r = c->real.close(fd);
 	return r ? r : wrap_ret(e);
 }
@@ -186,7 +186,7 @@ static int close_around(struct ctx *c, unsigned first, unsigned last, int flags)
 		struct file *f = file_entry(c, (int)fd);
 
 		if (f && f != FILE_HIDDEN && (f = file_remove(c, (int)fd)))
-			file_close(c, f);
+			file_close(c, f, false);
 		if (f != FILE_HIDDEN)
 			continue;
 		if (fd > from)
@@ -250,6 +250,7 @@ int w_dup2(int fd, int to)
 	if (file_hidden(c, to) && !file_foreign(c))
 		return wrap_ret(-EBADF);
 	f = file_ref(c, fd);
+	file_replace(c, fd, to);
 	return dupped(c, f, fd, c->real.dup2(fd, to));
 }
 
@@ -261,6 +262,7 @@ int w_dup3(int fd, int to, int flags)
 	if (file_hidden(c, to) && !file_foreign(c))
 		return wrap_ret(-EBADF);
 	f = file_ref(c, fd);
+	file_replace(c, fd, to);
 	return dupped(c, f, fd, c->real.dup3(fd, to, flags));
 }
 
@@ -269,8 +271,10 @@ int w_fcntl(int fd, int cmd, long arg)
 	struct ctx *c = ctx_get();
 	struct file *f;
 
-	if (cmd != F_DUPFD && cmd != F_DUPFD_CLOEXEC)
+	if (cmd != F_DUPFD && cmd != F_DUPFD_CLOEXEC) {
+		lock_fcntl(c, fd, cmd, arg);
 		return c->real.fcntl(fd, cmd, arg);
+	}
 	f = file_ref(c, fd);
 	return dupped(c, f, fd, c->real.fcntl(fd, cmd, arg));
 }

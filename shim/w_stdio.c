@@ -206,6 +206,7 @@ FILE *w_freopen(const char *path, const char *mode, FILE *fp)
 	struct ctx *c = ctx_get();
 	int fd = fp->_fileno, saved;
 
+	file_replace(c, -1, fd);
 	fp = c->real.freopen(path, mode, fp);
 	saved = errno;
 	if (file_entry(c, fd) && !file_hidden(c, fd) && !file_foreign(c))

@@ -8,6 +8,7 @@
  *	open F PATH MODE	MODE of r w c(reate) x(excl) t(runcate) a(ppend) s(ync) d(sync); r and w
  *				combine.  Any number of descriptors, F, may be of one file.
  *	dup F G			F becomes another descriptor of G's open file
+ *	dup2 F G		the same, in the place of F's own
  *	close F | size F | stat PATH | fsync F | fdatasync F | truncate F LEN | punch F OFF LEN
  *	syncrange F OFF LEN	sync_file_range, and wait for it
  *	read F LEN | write F HEX | pread F LEN OFF | pwrite F OFF HEX | seek F OFF
@@ -228,6 +229,8 @@ static void obey_file(const char *cmd, int f, char *rest)
 		say_ok(lock(fds[f], kind, how));
 	else if (strcmp(cmd, "dup") == 0 && a >= 0 && a < N)
 		say_ok(fds[f] = dup(fds[a]));
+	else if (strcmp(cmd, "dup2") == 0 && a >= 0 && a < N)
+		say_ok(dup2(fds[a], fds[f]));
 	else if (strcmp(cmd, "syncrange") == 0)
 		say_ok(sync_file_range(fds[f], a, b,
 				       SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
