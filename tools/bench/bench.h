@@ -3,7 +3,7 @@
  * bench.h - the parts of the benchmark.
  *
  * worker.c measures: the same code with and without the library; it knows nothing of Refault.
- * hops.c measures bare socket hops.  drive.c lets the workers measure in turns, round after round,
+ * flush.c is processes that write a file back.  hops.c measures bare socket hops.  drive.c lets the workers measure in turns, round after round,
  * and prints medians.  svg.c draws.
  */
 #ifndef BENCH_H
@@ -65,6 +65,15 @@ int worker_main(const char *file, const char *unmanaged, const char *visible, co
 
 /* Read small (so that everything is started), then file from its first to its last byte; MB/s. */
 int cold_main(const char *file, const char *small);
+
+/* Dirty file as `how` says (flush.c) and print the time of its write-back in ns. */
+int flush_main(const char *file, const char *how);
+
+/*
+ * Change 8 bytes of a page, msync, some times; print the bytes sent and received for one.  status:
+ * the command that shows the counters.
+ */
+int wire_main(const char *file, const char *status);
 
 /* samples latencies in ns over three bare one-way hops, until a spinning reader sees the value. */
 void hops_measure(double *sample, size_t samples, int pinned);

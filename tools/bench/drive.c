@@ -12,8 +12,14 @@
  * (units, targets that were missed) goes to stderr.
  *
  * Arguments, KEY=VALUE: rounds, svg; the commands of the workers (for sh -c) tmpfs, ext4, signal,
- * thread, reader; cold, cold-native (commands), cold-file, cold-reset (command); preload, volumes,
- * runtime (start-true's environment).
+ * thread, reader; cold, cold-native (commands), cold-file, cold-reset (command); flush,
+ * flush-native, flush-tmpfs, flush-tmpfs-native (commands, how is appended), wire (command); preload,
+ * volumes, runtime (start-true's environment).
+ *
+ * flush-256m: all bytes of a mapping changed, msync(MS_SYNC); -random: one in 256 stays as it was;
+ * -write: write() and fsync(); each against write() and fsync() of as many bytes to another file of
+ * the export's directory.  wire-8-bytes: what the agent sends to flush a page in which 8 bytes were
+ * changed, against the page; -back: what it is answered.
  */
 #include <err.h>
 #include <math.h>
@@ -53,6 +59,12 @@ enum {
 	FETCH_COLD,
 	VISIBLE_P50,
 	VISIBLE_P99,
+	FLUSH_MAP,
+	FLUSH_RANDOM,
+	FLUSH_WRITE,
+	FLUSH_TMPFS,
+	WIRE_SENT,
+	WIRE_RECEIVED,
 	TESTS
 };
 
@@ -67,6 +79,12 @@ static const struct test tests[TESTS] = {
     [FETCH_COLD] = {"fetch-cold", "MB/s", 1, -0.5},
     [VISIBLE_P50] = {"flush-visible-p50", "us", 1e-3, 2},
     [VISIBLE_P99] = {"flush-visible-p99", "us", 1e-3, 0},
+    [FLUSH_MAP] = {"flush-256m", "ms", 1e-6, 1.67},
+    [FLUSH_RANDOM] = {"flush-256m-random", "ms", 1e-6, 0},
+    [FLUSH_WRITE] = {"flush-256m-write", "ms", 1e-6, 0},
+    [FLUSH_TMPFS] = {"flush-256m-tmpfs", "ms", 1e-6, 0},
+    [WIRE_SENT] = {"wire-8-bytes", "bytes", 1, 200. / 4096},
+    [WIRE_RECEIVED] = {"wire-8-bytes-back", "bytes", 1, 0},
 };
 
 struct worker {
@@ -240,15 +258,22 @@ static void drop(const char *file)
 	close(fd);
 }
 
+/* What cmd prints: one number, or two. */
+static double number(const char *cmd, double *second)
+{
+	FILE *f = popen(cmd, "r");
+	double v = NAN;
+
+	if (!f || fscanf(f, "%lf", &v) != 1 || (second && fscanf(f, "%lf", second) != 1) ||
+	    pclose(f) != 0)
+		errx(1, "failed: %s", cmd);
+	return v;
+}
+
 static double cold_run(const char *file, const char *cmd)
 {
-	double mbs = NAN;
-
 	drop(file);
-	FILE *f = popen(cmd, "r");
-	if (!f || fscanf(f, "%lf", &mbs) != 1 || pclose(f) != 0)
-		errx(1, "failed: %s", cmd);
-	return mbs;
+	return number(cmd, NULL);
 }
 
 static void fetch_cold(int argc, char **argv)
@@ -261,6 +286,38 @@ static void fetch_cold(int argc, char **argv)
 		errx(1, "failed: %s", value(argc, argv, "cold-reset"));
 	add(FETCH_COLD, 0, SIGNAL, cold_run(file, value(argc, argv, "cold")));
 	add(FETCH_COLD, 0, TMPFS, cold_run(file, value(argc, argv, "cold-native")));
+}
+
+static double flush_run(int argc, char **argv, const char *key, const char *how)
+{
+	char cmd[8192];
+
+	snprintf(cmd, sizeof(cmd), "%s %s", value(argc, argv, key), how);
+	return number(cmd, NULL);
+}
+
+static void flush(int argc, char **argv)
+{
+	static const struct {
+		int test;
+		const char *refault, *native, *how;
+	} runs[] = {
+	    {FLUSH_MAP, "flush", "flush-native", "map"},
+	    {FLUSH_RANDOM, "flush", "flush-native", "random"},
+	    {FLUSH_WRITE, "flush", "flush-native", "write"},
+	    {FLUSH_TMPFS, "flush-tmpfs", "flush-tmpfs-native", "map"},
+	};
+	double sent, received;
+
+	for (size_t i = 0; i < sizeof(runs) / sizeof(runs[0]); i++) {
+		add(runs[i].test, 0, TMPFS, flush_run(argc, argv, runs[i].native, "write"));
+		add(runs[i].test, 0, SIGNAL, flush_run(argc, argv, runs[i].refault, runs[i].how));
+	}
+	sent = number(value(argc, argv, "wire"), &received);
+	add(WIRE_SENT, 0, SIGNAL, sent);
+	add(WIRE_SENT, 0, TMPFS, 4096);
+	add(WIRE_RECEIVED, 0, SIGNAL, received);
+	add(WIRE_RECEIVED, 0, TMPFS, 4096);
 }
 
 /* One result; false if its target was missed. */
@@ -328,6 +385,7 @@ int drive_main(int argc, char **argv)
 		start_true(argc, argv);
 		visible(i);
 		fetch_cold(argc, argv);
+		flush(argc, argv);
 	}
 	fputs("\r", stderr);
 	print_all();

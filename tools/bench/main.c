@@ -47,8 +47,12 @@ int main(int argc, char **argv)
 		return worker_main(argv[2], argv[3], argv[4], argv[5]);
 	if (argc == 4 && strcmp(argv[1], "cold") == 0)
 		return cold_main(argv[2], argv[3]);
+	if (argc == 4 && strcmp(argv[1], "flush") == 0)
+		return flush_main(argv[2], argv[3]);
+	if (argc == 4 && strcmp(argv[1], "wire") == 0)
+		return wire_main(argv[2], argv[3]);
 	if (argc > 2 && strcmp(argv[1], "drive") == 0)
 		return drive_main(argc - 2, argv + 2);
-	errx(2, "usage: bench worker FILE UNMANAGED VISIBLE CTL | cold FILE SMALL | drive "
-		"KEY=VALUE...");
+	errx(2, "usage: bench worker FILE UNMANAGED VISIBLE CTL | cold FILE SMALL | "
+		"flush FILE map|random|write | wire FILE STATUS | drive KEY=VALUE...");
 }
