@@ -379,6 +379,8 @@ static void leave(struct ag *ag, const char *why)
 	if (!door_close(ag))
 		return;
 	ag_log("leaving: %s", why);
+	/* Its promises are given back: nobody waits for our lease to end. */
+	ag_vn_trim(ag, true);
 	uv_stop(&ag->loop);
 }
 
