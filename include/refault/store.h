@@ -23,6 +23,8 @@
  * Whole or not at all: a change that returns an error has changed no byte and no size, unless it
  * sets torn.
  *
+ * Names: a file whose last name is gone can be read, and not be changed any more: -ESTALE.
+ *
  * Errors are -errno.
  */
 #ifndef REFAULT_STORE_H

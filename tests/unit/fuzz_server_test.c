@@ -31,7 +31,7 @@
 #define EVERY 100 /* frames between two looks at the good clients */
 #define SOON 5000
 
-static char base[64], dir[80], sock[80], errlog[80];
+static char base[64], dir[80], sock[80], errlog[80], keys[80];
 static pid_t server;
 static uint64_t rnd_state;
 
@@ -64,6 +64,33 @@ static uint64_t nasty(void)
 	}
 }
 
+/* One with the rights of the peer, one with others, and some that are no good. */
+static const struct {
+	char *name, *text;
+} key[] = {
+    {"good", "secret s3cret\n"},
+    {"late", "secret s3cret\nexpires @1\n"},
+    {"gone", "secret s3cret\nrevoked\n"},
+    {"other", "secret s3cret\nuid 65534\ngid 65534\ngroups 1,2,3\n"},
+    {"bad", "secrets are nothing for me\n"},
+};
+#define KEYS (sizeof(key) / sizeof(key[0]))
+
+static void make_keys(void)
+{
+	char path[100];
+	size_t i;
+	int fd;
+
+	mkdir(keys, 0700);
+	for (i = 0; i < KEYS; i++) {
+		snprintf(path, sizeof(path), "%s/%s", keys, key[i].name);
+		fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+		cr_assert(write(fd, key[i].text, strlen(key[i].text)) > 0);
+		close(fd);
+	}
+}
+
 static void start(void)
 {
 	const char *b = getenv("B");
@@ -78,9 +105,11 @@ static void start(void)
 	snprintf(dir, sizeof(dir), "%s/dir", base);
 	snprintf(sock, sizeof(sock), "%s/s", base);
 	snprintf(errlog, sizeof(errlog), "%s/log", base);
+	snprintf(keys, sizeof(keys), "%s/keys", base);
 	snprintf(export, sizeof(export), "x=%s", dir);
 	snprintf(addr, sizeof(addr), "unix:%s", sock);
 	mkdir(dir, 0777);
+	make_keys();
 	cr_assert(not(pipe(out)));
 	server = fork();
 	if (!server) {
@@ -89,8 +118,8 @@ static void start(void)
 		dup2(out[1], 1);
 		dup2(err, 2);
 		close(out[0]);
-		execl(exe, exe, "--export", export, "--listen", addr, "--lease", "0.3",
-		      (char *)NULL);
+		execl(exe, exe, "--export", export, "--listen", addr, "--lease", "0.3", "--keys",
+		      keys, (char *)NULL);
 		_exit(127);
 	}
 	close(out[1]);
@@ -117,9 +146,15 @@ static bool log_has(const char *what)
 static rf_fid fids[4];
 static char *const names[] = {"a", "b", "../x", "", "nowhere", "a/b", "sub/deep", "c"};
 
+static u_int some_handle(void)
+{
+	return below(2) ? 0 : below(16) ? (u_int)below(10) : (u_int)nasty();
+}
+
 static void some_file(rf_file *f)
 {
 	f->volume = below(32) ? 0 : (u_int)nasty();
+	f->key = some_handle();
 	f->fid = fids[below(4)];
 	if (!below(8))
 		f->fid.gen = rnd();
@@ -129,11 +164,12 @@ static void some_file(rf_file *f)
 /* A frame that decodes, with contents of any sort; its length. */
 static size_t some_frame(unsigned char *buf, size_t cap)
 {
-	static const rf_type calls[] = {RF_LOOKUP, RF_STATUS,  RF_FETCH, RF_STORE,
-					RF_STORE,  RF_APPEND,  RF_PUNCH, RF_SET_SIZE,
-					RF_SYNC,   RF_GIVE_UP, RF_PING,  RF_BREAK_ACK};
+	static const rf_type calls[] = {RF_LOOKUP, RF_STATUS,    RF_FETCH,    RF_STORE, RF_STORE,
+					RF_APPEND, RF_PUNCH,     RF_SET_SIZE, RF_SYNC,  RF_GIVE_UP,
+					RF_PING,   RF_BREAK_ACK, RF_KEY};
 	static rf_range ranges[RF_MAX_RANGES];
 	static rf_fid many[64];
+	static char secret[RF_MAX_SECRET + 1] = "s3cret";
 	struct rf_msg m;
 	size_t payload = below(4) ? 0 : below(3000), i, sum = 0;
 	ssize_t n;
@@ -141,7 +177,7 @@ static size_t some_frame(unsigned char *buf, size_t cap)
 	memset(&m, 0, sizeof(m));
 	m.xid = (u_int)rnd();
 	m.body.type =
-	    below(16) ? calls[below(sizeof(calls) / sizeof(calls[0]))] : (rf_type)(1 + below(23));
+	    below(16) ? calls[below(sizeof(calls) / sizeof(calls[0]))] : (rf_type)(1 + below(24));
 	for (i = 0; i < 16; i++) {
 		ranges[i].off = nasty();
 		ranges[i].len = below(2) ? nasty() : below(200);
@@ -158,6 +194,7 @@ static size_t some_frame(unsigned char *buf, size_t cap)
 		m.body.rf_body_u.volume.name = below(2) ? "x" : "nope";
 		break;
 	case RF_LOOKUP:
+		m.body.rf_body_u.lookup.key = some_handle();
 		m.body.rf_body_u.lookup.flags = (u_int)below(below(4) ? 16 : 64);
 		m.body.rf_body_u.lookup.mode = (u_int)nasty();
 		m.body.rf_body_u.lookup.path = names[below(8)];
@@ -202,6 +239,14 @@ static size_t some_frame(unsigned char *buf, size_t cap)
 		break;
 	case RF_SYNC:
 		some_file(&m.body.rf_body_u.sync.file);
+		m.body.rf_body_u.sync.durable = !below(8);
+		break;
+	case RF_KEY:
+		m.body.rf_body_u.key.handle = below(32) ? 1 + (u_int)below(8) : some_handle();
+		m.body.rf_body_u.key.name = below(8) ? key[below(KEYS)].name : names[below(8)];
+		m.body.rf_body_u.key.secret.secret_val = secret;
+		m.body.rf_body_u.key.secret.secret_len =
+		    (u_int)(below(8) ? strlen("s3cret") : below(RF_MAX_SECRET + 1));
 		break;
 	case RF_GIVE_UP:
 		for (i = 0; i < 64; i++)
@@ -372,7 +417,12 @@ Test(fuzz, server, .timeout = 100)
 			snprintf(path, sizeof(path), "%s%s", errlog, made[i]);
 			unlink(path);
 		}
+		for (i = 0; i < (int)KEYS; i++) {
+			snprintf(path, sizeof(path), "%s/%s", keys, key[i].name);
+			unlink(path);
+		}
 	}
+	rmdir(keys);
 	rmdir(dir);
 	rmdir(base);
 }

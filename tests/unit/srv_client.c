@@ -134,8 +134,20 @@ void tc_open(struct tc *tc, const char *sock, int who)
 static void set_file(struct tc *tc, rf_file *f, const rf_fid *fid, const char *path)
 {
 	f->volume = tc->volume;
+	f->key = tc->key;
 	f->fid = *fid;
 	f->path = (char *)(uintptr_t)path;
+}
+
+void tc_key(struct tc *tc, u_int handle, const char *name, const char *secret)
+{
+	struct rf_msg m = {.body.type = RF_KEY};
+
+	m.body.rf_body_u.key.handle = handle;
+	m.body.rf_body_u.key.name = (char *)(uintptr_t)name;
+	m.body.rf_body_u.key.secret.secret_val = (char *)(uintptr_t)secret;
+	m.body.rf_body_u.key.secret.secret_len = (u_int)strlen(secret);
+	tc_send(tc, &m, NULL, 0);
 }
 
 void tc_lookup(struct tc *tc, const char *path, u_int flags, u_int mode)
@@ -143,6 +155,7 @@ void tc_lookup(struct tc *tc, const char *path, u_int flags, u_int mode)
 	struct rf_msg m = {.body.type = RF_LOOKUP};
 
 	m.body.rf_body_u.lookup.volume = tc->volume;
+	m.body.rf_body_u.lookup.key = tc->key;
 	m.body.rf_body_u.lookup.flags = flags;
 	m.body.rf_body_u.lookup.mode = mode;
 	m.body.rf_body_u.lookup.path = (char *)(uintptr_t)path;
@@ -183,6 +196,15 @@ void tc_store(struct tc *tc, const rf_fid *fid, const char *path, uint64_t reque
 	s->ranges.ranges_len = 1;
 	s->ranges.ranges_val = &r;
 	tc_send(tc, &m, text, strlen(text));
+}
+
+void tc_sync(struct tc *tc, const rf_fid *fid, const char *path, bool durable)
+{
+	struct rf_msg m = {.body.type = RF_SYNC};
+
+	set_file(tc, &m.body.rf_body_u.sync.file, fid, path);
+	m.body.rf_body_u.sync.durable = durable;
+	tc_send(tc, &m, NULL, 0);
 }
 
 void tc_ack(struct tc *tc, uint64_t id)

@@ -12,6 +12,7 @@ struct tc {
 	struct rf_rx rx;
 	u_int xid;
 	u_int volume;
+	u_int key; /* the handle that calls are made under */
 	rf_hello_r hello;
 	/* the last message that was received; freed by the next tc_recv and tc_close */
 	struct rf_msg msg;
@@ -32,6 +33,9 @@ int tc_hello(struct tc *tc, int who);
 /* connect + hello, which must work. */
 void tc_open(struct tc *tc, const char *sock, int who);
 
+/* From now on that handle is that key. */
+void tc_key(struct tc *tc, u_int handle, const char *name, const char *secret);
+
 /* Each sends a call; the message for it comes by tc_recv. */
 void tc_lookup(struct tc *tc, const char *path, u_int flags, u_int mode);
 void tc_status(struct tc *tc, const rf_fid *fid, const char *path, bool promise);
@@ -39,6 +43,7 @@ void tc_fetch(struct tc *tc, const rf_fid *fid, const char *path, uint64_t off, 
 	      bool promise);
 void tc_store(struct tc *tc, const rf_fid *fid, const char *path, uint64_t request, uint64_t off,
 	      const char *text, bool extend);
+void tc_sync(struct tc *tc, const rf_fid *fid, const char *path, bool durable);
 void tc_ack(struct tc *tc, uint64_t id);
 void tc_ping(struct tc *tc);
 

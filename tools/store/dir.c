@@ -530,6 +530,9 @@ static int change_begin(struct dir_change *c, struct store_file *file,
 	if (c->fd < 0)
 		return c->fd;
 	err = dir_attr(file, c->fd, &ch->before);
+	/* Without a name nobody would ever see it. */
+	if (!err && !ch->before.nlink)
+		err = -ESTALE;
 	if (err) {
 		close(c->fd);
 		return err;
