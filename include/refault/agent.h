@@ -51,10 +51,11 @@ enum rf_op {
 	 */
 	RF_OP_FAULT = 3,
 	/* Write back pages [arg0, arg0 + arg1) (arg1 0: all).  arg2: RF_FLUSH_*.  vnode 0:
-	 * everything of this host, answered as soon as some twins are free again (twins are
-	 * short).  err: why it was not tried to the end (-EHOSTDOWN: the server is away, and all
-	 * that is dirty stays so).  What the server refused is not in err but in rf_vnode.errseq,
-	 * which has moved before the answer. */
+	 * everything of this host; without RF_FLUSH_DURABLE twins are short, and it is answered as
+	 * soon as some are free again.  err: why it was not tried to the end (-EHOSTDOWN: the
+	 * server is away, -ETIMEDOUT: it does not answer; all that is dirty stays so).  What the
+	 * server refused is not in err but in rf_vnode.errseq, which has moved before the answer.
+	 */
 	RF_OP_FLUSH = 4,
 	/* write() goes past EOF: make i_size at least arg0.  ret0: i_size. */
 	RF_OP_EXTEND = 5,

@@ -35,9 +35,11 @@ struct ag_vnode;
 struct ag {
 	const struct ag_conf *conf;
 	uv_loop_t loop;
-	uv_timer_t fast;   /* 1 ms, only while something waits for programs */
-	uv_timer_t tick;   /* dirty_expire, only while there is something to look at */
-	uv_timer_t second; /* housekeeping */
+	uv_timer_t fast;     /* 1 ms, only while something waits for programs */
+	uv_timer_t tick;     /* dirty_expire, only while there is something to look at */
+	uv_timer_t pool;     /* while twins are in use: more of them than is good? */
+	uv_timer_t second;   /* housekeeping */
+	uv_timer_t patience; /* only while programs wait: REFAULT_TIMEOUT */
 	uv_signal_t term, intr;
 	unsigned life;
 	uint64_t boot, started;
@@ -51,7 +53,8 @@ struct ag {
 	struct rf_host *host;
 	struct rf_twins *twins;
 	uint64_t twins_size;
-	uint32_t ntwins; /* not read from the pool, where programs can write */
+	uint32_t ntwins;      /* not read from the pool, where programs can write */
+	uint64_t twins_freed; /* so far */
 	uint32_t
 	    twin_high; /* no twin at or above was seen in use since the pool was last trimmed */
 
@@ -69,6 +72,8 @@ struct ag {
 	struct ag_list slow;     /* tasks that wait for programs: the fast timer looks after them */
 	struct ag_list slow_ops; /* stores that wait for slots, likewise */
 	struct ag_list opens;    /* RF_OP_OPEN that wait for a server */
+	struct ag_list shorts;   /* FLUSHes of all that wait for free twins */
+	bool look_shorts;        /* a file was written back: it may be time to go on with others */
 	bool running, again, fast_on;
 
 	uint64_t cached; /* pages in all caches */

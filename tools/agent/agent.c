@@ -7,6 +7,7 @@
  *
  *	fast	1 ms: waits for slots, strips and the death of programs
  *	tick	dirty_expire: files that programs dirtied are written back
+ *	pool	while there are any: more often, in case that twins get short
  *	second	housekeeping: programs that hung up, memory, leaving when idle
  *
  * After a crash (life > 1) everything is found in the supervisor's table: pages in flight are DIRTY
@@ -56,8 +57,12 @@
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif
 
-#define TWINS_MIN 4096u
+#define TWINS_MIN 4096u /* unless told otherwise */
 #define TWINS_MAX (1u << 18)
+#define TWINS_LEAST 256u
+#define TWINS_MOST (uint32_t)(RF_W_TWIN_MASK >> RF_W_TWIN_SHIFT)
+#define POOL_LOOKS 16u     /* in dirty_expire */
+#define POOL_SAMPLE 65536u /* twins looked at to see how full the pool is */
 #define TERM_WAIT (10 * AG_SEC)
 #define SUSPECT_FAST (200 * AG_MS)
 #define DROP_BATCH 4096u /* pages */
@@ -136,6 +141,7 @@ void ag_settle(struct ag *ag)
 			if (srv->broken)
 				ag_server_lost(srv);
 		ag_opens_serve(ag);
+		ag_shorts_serve(ag);
 		while ((vn = ag_first(&ag->kicked, struct ag_vnode, kick))) {
 			ag_list_del(&vn->kick);
 			ag_vn_look(vn);
@@ -175,16 +181,42 @@ void ag_fast_start(struct ag *ag)
 	uv_timer_start(&ag->fast, on_fast, 1, 1);
 }
 
+/* Before programs have to wait for twins. */
+static void on_pool(uv_timer_t *h)
+{
+	struct ag *ag = ag_of(h, struct ag, pool);
+	const uint32_t used = ag_twins_used(ag, ag->ntwins / POOL_SAMPLE + 1);
+
+	if (used > ag->ntwins / 2)
+		ag_flush_all_behind(ag);
+	if (!used)
+		uv_timer_stop(&ag->pool);
+	ag_settle(ag);
+}
+
+static void pool_start(struct ag *ag)
+{
+	const uint64_t ms = ag_max(ag->conf->dirty_ns / AG_MS / POOL_LOOKS, 10);
+
+	uv_timer_start(&ag->pool, on_pool, ms, ms);
+}
+
 static void on_tick(uv_timer_t *h)
 {
 	struct ag *ag = ag_of(h, struct ag, tick);
 
+	bool dirty = false;
+
 	for (uint32_t id = 1; id <= ag->vnode_high; id++) {
 		struct ag_vnode *vn = ag->vnode[id];
 
-		if (vn && (atomic_load(&vn->st->dirtied) || vn->size > vn->ssize))
+		if (vn && (atomic_load(&vn->st->dirtied) || vn->size > vn->ssize)) {
 			ag_vn_flush_behind(vn);
+			dirty = true;
+		}
 	}
+	if (dirty && !uv_is_active((uv_handle_t *)&ag->pool))
+		pool_start(ag);
 	ag_settle(ag);
 	ag_timers(ag);
 }
@@ -458,9 +490,7 @@ static void on_signal(uv_signal_t *h, int sig)
 		return;
 	ag_log("signal %d: writing back, then leaving", sig);
 	ag->term_at = ag_now();
-	for (uint32_t id = 1; id <= ag->vnode_high; id++)
-		if (ag->vnode[id])
-			ag_vn_flush_behind(ag->vnode[id]);
+	ag_flush_all_behind(ag);
 	ag_settle(ag);
 	ag_timers(ag);
 }
@@ -523,6 +553,16 @@ static void short_slice(void)
 }
 
 /* Shared by all programs: host page and twins; made by the first agent. */
+/* Each dirty page has one; they are what limits dirty pages.  Number 0 is not handed out. */
+static uint32_t twins_wanted(const struct ag *ag)
+{
+	const uint64_t told = ag->conf->dirty_bytes >> RF_PAGE_SHIFT;
+
+	if (ag->conf->dirty_bytes)
+		return (uint32_t)ag_min(ag_max(told, TWINS_LEAST), TWINS_MOST) + 1;
+	return (uint32_t)ag_min(ag_max(ag->budget / 8, TWINS_MIN), TWINS_MAX);
+}
+
 static int host_make(struct ag *ag)
 {
 	struct ag_keep_host meta;
@@ -541,7 +581,7 @@ static int host_make(struct ag *ag)
 	ag->host->boot = ag->boot;
 	ag->host->magic = RF_MAGIC_HOST;
 
-	n = (uint32_t)ag_min(ag_max(ag->budget / 8, TWINS_MIN), TWINS_MAX);
+	n = twins_wanted(ag);
 	ag->twins_size = rf_twins_size(n);
 	ag->twins_fd =
 	    ag_shared("refault-twins", ag->twins_size, F_SEAL_SHRINK | F_SEAL_GROW, &map);
@@ -694,6 +734,7 @@ static void lists_init(struct ag *ag)
 	ag_list_init(&ag->slow);
 	ag_list_init(&ag->slow_ops);
 	ag_list_init(&ag->opens);
+	ag_list_init(&ag->shorts);
 	for (unsigned i = 0; i < AG_FID_CHAINS; i++)
 		ag_list_init(&ag->fid[i]);
 }
@@ -707,6 +748,8 @@ static int loop_init(struct ag *ag)
 	uv_timer_init(&ag->loop, &ag->fast);
 	uv_timer_init(&ag->loop, &ag->tick);
 	uv_timer_init(&ag->loop, &ag->second);
+	uv_timer_init(&ag->loop, &ag->patience);
+	uv_timer_init(&ag->loop, &ag->pool);
 	uv_signal_init(&ag->loop, &ag->term);
 	uv_signal_init(&ag->loop, &ag->intr);
 	ag->term.data = ag->intr.data = ag;

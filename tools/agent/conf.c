@@ -110,6 +110,17 @@ static int number(const char *s, uint64_t unit, uint64_t *ns)
 	return 0;
 }
 
+/* Whether word is one of list, separated by commas; others are for others. */
+static bool listed(const char *list, const char *word)
+{
+	size_t len = strlen(word);
+
+	for (; list && *list; list += strcspn(list, ","), list += *list == ',')
+		if (strcspn(list, ",") == len && !strncmp(list, word, len))
+			return true;
+	return false;
+}
+
 int ag_conf_parse(struct ag_conf *conf, int argc, char **argv, char *err, size_t errlen)
 {
 	static const struct option opts[] = {
@@ -117,12 +128,13 @@ int ag_conf_parse(struct ag_conf *conf, int argc, char **argv, char *err, size_t
 	    {"idle", required_argument, NULL, 'i'},
 	    {"dirty-expire", required_argument, NULL, 'e'},
 	    {"cache-bytes", required_argument, NULL, 'c'},
+	    {"dirty-bytes", required_argument, NULL, 'b'},
 	    {"verbose", no_argument, NULL, 'v'},
 	    {"version", no_argument, NULL, 'V'},
 	    {"help", no_argument, NULL, 'h'},
 	    {NULL, 0, NULL, 0},
 	};
-	const char *timeout = getenv("REFAULT_TIMEOUT");
+	const char *timeout = getenv("REFAULT_TIMEOUT"), *dirty = getenv("REFAULT_DIRTY_BYTES");
 	int c, which = 0, r = 0;
 
 	memset(conf, 0, sizeof(*conf));
@@ -133,6 +145,12 @@ int ag_conf_parse(struct ag_conf *conf, int argc, char **argv, char *err, size_t
 		snprintf(err, errlen, "REFAULT_TIMEOUT=%s: should be a number of seconds", timeout);
 		return -EINVAL;
 	}
+	if (dirty && *dirty && (ag_conf_bytes(dirty, &conf->dirty_bytes) || !conf->dirty_bytes)) {
+		snprintf(err, errlen, "REFAULT_DIRTY_BYTES=%s: should be a size, with K, M, G or T",
+			 dirty);
+		return -EINVAL;
+	}
+	conf->no_journal = listed(getenv("REFAULT_DISABLE"), "journal");
 	opterr = 0;
 	optind = 0;
 	while ((c = getopt_long(argc, argv, "+:", opts, &which)) != -1) {
@@ -151,6 +169,11 @@ int ag_conf_parse(struct ag_conf *conf, int argc, char **argv, char *err, size_t
 		case 'c':
 			r = ag_conf_bytes(optarg, &conf->cache_bytes);
 			if (!r && conf->cache_bytes < CACHE_MIN)
+				r = -EINVAL;
+			break;
+		case 'b':
+			r = ag_conf_bytes(optarg, &conf->dirty_bytes);
+			if (!r && !conf->dirty_bytes)
 				r = -EINVAL;
 			break;
 		case 'v':

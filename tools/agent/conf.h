@@ -15,7 +15,9 @@ struct ag_conf {
 	uint64_t dirty_ns;
 	uint64_t timeout_ns; /* how long programs wait for a server, REFAULT_TIMEOUT */
 	uint64_t cache_bytes;
-	char dir[96]; /* RUNTIME: room for a socket's name behind it in sun_path */
+	uint64_t dirty_bytes; /* of dirty pages; 0: an eighth of cache_bytes, within reason */
+	bool no_journal;      /* REFAULT_DISABLE=journal */
+	char dir[96];         /* RUNTIME: room for a socket's name behind it in sun_path */
 };
 
 /*

@@ -11,6 +11,10 @@
  * word goes EMPTY -> UPTODATE.  EEXIST means that an agent died between the two, or that a program
  * wrote past us: the word says that nobody uses the page, so it is overwritten in place.
  *
+ * Keys.  What a program waits for is asked under its key, which becomes vn->key; readahead, merges
+ * and what breaks wait for go under that one.  A refusal is an answer to those who asked under the
+ * same key; others ask again under their own.
+ *
  * Readahead.  A request that continues a stream doubles its window from WINDOW_MIN to WINDOW_MAX;
  * from then on up to AHEAD requests are kept under way.  The page asked for goes first.
  *
@@ -203,7 +207,7 @@ void ag_fetch_fill(struct ag_vnode *vn, uint64_t page, const void *data, size_t 
 				n++;
 			r = fill_run(vn, p, n, src);
 			if (r) /* no memory, or a program truncated the cache */
-				ag_reqs_fail(vn, p, p + n, r);
+				ag_reqs_fail(vn, AG_KEY_ANY, p, p + n, r);
 			for (uint64_t k = p; vn->nmerge && k < p + n; k++)
 				if (ag_fetch_to_merge(vn, k)) /* a program emptied its word */
 					merge_done(vn, k);
@@ -220,7 +224,7 @@ void ag_fetch_fill(struct ag_vnode *vn, uint64_t page, const void *data, size_t 
 		if (page_empty(vn, p)) {
 			r = fill_run(vn, p, 1, last);
 			if (r)
-				ag_reqs_fail(vn, p, p + 1, r);
+				ag_reqs_fail(vn, AG_KEY_ANY, p, p + 1, r);
 		} else if (ag_fetch_to_merge(vn, p)) {
 			ag_page_theirs(vn, p, last, RF_PAGE_SIZE);
 			merge_done(vn, p);
@@ -232,19 +236,59 @@ void ag_fetch_fill(struct ag_vnode *vn, uint64_t page, const void *data, size_t 
 
 /* ---- STATUS ---- */
 
-void ag_fetch_failed(struct ag_vnode *vn)
+static bool about_identity(int err)
 {
+	switch (err) {
+	case EACCES:
+	case EPERM:
+	case ENOKEY:
+	case EKEYEXPIRED:
+	case EKEYREVOKED:
+	case EKEYREJECTED:
+		return true;
+	}
+	return false;
+}
+
+/* Breaks wait, and this key is no good: somebody here may hold the file under one that is. */
+static bool another_key(struct ag_vnode *vn, uint32_t key)
+{
+	uint64_t keys = 0;
+	struct ag_use *u;
+
+	vn->refused |= AG_KEY_BIT(key);
+	ag_for_each (u, &vn->uses, by_vnode)
+		keys |= u->keys;
+	keys &= ~vn->refused;
+	if (keys)
+		vn->key = (uint32_t)__builtin_ctzll(keys);
+	return keys != 0;
+}
+
+/* The server does not give [first, end); all of the file if it was to be merged. */
+static void refused(struct ag_call *c, uint64_t first, uint64_t end, int err)
+{
+	struct ag_vnode *vn = c->vn;
+
 	if (vn->target) {
+		size_t i = merge_find(vn, first);
+
+		if (i < vn->nmerge && vn->merge[i] < end) {
+			first = 0;
+			end = UINT64_MAX;
+		}
 		vn->target = 0;
 		vn->nmerge = 0;
 		vn->epoch++;
 	}
-	if (vn->want_valid) {
+	ag_reqs_fail(vn, c->key, first, end, -err);
+	if (vn->want_valid && !(about_identity(err) && another_key(vn, c->key))) {
 		ag_log(
 		    "%s: a break is acknowledged without having merged: the server does not give "
 		    "the file",
 		    vn->path);
 		vn->want_valid = false;
+		vn->refused = 0;
 		ag_brk_acks(vn);
 	}
 }
@@ -261,8 +305,7 @@ static bool on_status(struct ag_call *c, struct rf_msg *m, void *payload, size_t
 	if (!m)
 		return false;
 	if (m->body.type == RF_ERROR) {
-		ag_reqs_fail(vn, 0, UINT64_MAX, -(int)m->body.rf_body_u.error.err);
-		ag_fetch_failed(vn);
+		refused(c, 0, UINT64_MAX, (int)m->body.rf_body_u.error.err);
 		return false;
 	}
 	st = &m->body.rf_body_u.status_r;
@@ -273,7 +316,7 @@ static bool on_status(struct ag_call *c, struct rf_msg *m, void *payload, size_t
 	}
 	if (!st->promise_ms) {
 		ag_log("%s: the server gives no promise for it", vn->path);
-		ag_reqs_fail(vn, 0, UINT64_MAX, -EIO);
+		ag_reqs_fail(vn, AG_KEY_ANY, 0, UINT64_MAX, -EIO);
 	}
 	if (!ag_fetch_judge(vn, st, c))
 		ag_fetch_revalidate(vn, st, c);
@@ -288,9 +331,11 @@ void ag_fetch_status(struct ag_vnode *vn)
 	if (vn->asking || !ag_list_empty(&vn->fetches))
 		return;
 	c = ag_call_new(vn->vol, vn, on_status, NULL);
+	c->key = vn->key;
 	m.body.rf_body_u.status.file = ag_key_file(vn, vn->key);
 	m.body.rf_body_u.status.promise = true;
 	vn->asking++;
+	vn->asked_at = ag_now();
 	ag_count(vn->ag, RF_R_VALIDATE, 1);
 	ag_call_send(c, &m, NULL, 0);
 }
@@ -309,8 +354,7 @@ static bool on_fetch(struct ag_call *c, struct rf_msg *m, void *payload, size_t 
 	if (!m)
 		return false;
 	if (m->body.type == RF_ERROR) {
-		ag_reqs_fail(vn, c->page, c->page + c->npages, -(int)m->body.rf_body_u.error.err);
-		ag_fetch_failed(vn);
+		refused(c, c->page, c->page + c->npages, (int)m->body.rf_body_u.error.err);
 		return false;
 	}
 	st = &m->body.rf_body_u.fetch_r.status;
@@ -322,7 +366,7 @@ static bool on_fetch(struct ag_call *c, struct rf_msg *m, void *payload, size_t 
 	if (len < asked && off + len < st->size) {
 		/* Short, and not because the file ends there. */
 		if (!len)
-			ag_reqs_fail(vn, c->page, c->page + c->npages, -EIO);
+			ag_reqs_fail(vn, AG_KEY_ANY, c->page, c->page + c->npages, -EIO);
 		len &= ~(size_t)(RF_PAGE_SIZE - 1);
 	}
 	switch (ag_fetch_judge(vn, st, c)) {
@@ -368,6 +412,7 @@ static void fetch(struct ag_vnode *vn, uint64_t page, uint64_t npages)
 
 	c->page = page;
 	c->npages = npages;
+	c->key = vn->key;
 	ag_list_add(&vn->fetches, &c->by_vn);
 	f->file = ag_key_file(vn, vn->key);
 	f->range.off = page << RF_PAGE_SHIFT;
@@ -466,6 +511,7 @@ void ag_fetch_want(struct ag_vnode *vn)
 
 	if (vn->want_valid && vn->dv) {
 		vn->want_valid = false;
+		vn->refused = 0;
 		ag_brk_acks(vn);
 	}
 	if (!vn->target && !vn->want_valid)

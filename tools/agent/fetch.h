@@ -35,9 +35,6 @@ struct ag_task *ag_fetch_revalidate(struct ag_vnode *vn, const rf_status *st,
 /* Content of the cached version from `page` on, of a file of that size: fill, and merge. */
 void ag_fetch_fill(struct ag_vnode *vn, uint64_t page, const void *data, size_t len, uint64_t size);
 
-/* It could not be had: breaks that wait for the merge wait no longer. */
-void ag_fetch_failed(struct ag_vnode *vn);
-
 /* Pages to merge before the target version is reached, in ascending order. */
 void ag_fetch_merge_add(struct ag_vnode *vn, uint64_t page);
 bool ag_fetch_to_merge(const struct ag_vnode *vn, uint64_t page);

@@ -7,7 +7,9 @@
  */
 #include <inttypes.h>
 #include <stdio.h>
+#include <time.h>
 
+#include "key.h"
 #include "peer.h"
 #include "proc.h"
 #include "server.h"
@@ -32,9 +34,54 @@ static void one_vnode(FILE *f, struct ag_vnode *vn, uint64_t ndirty)
 					   : "open");
 }
 
+/* Pages that are DIRTY or in flight: of the file, and added up by key. */
+static uint64_t count_dirty(struct ag_vnode *vn, uint64_t *by_key)
+{
+	struct ag_scan s = ag_scan(vn, 0, ag_vn_pages(vn));
+	uint64_t page, n = 0;
+
+	while (ag_scan_next(&s, &page)) {
+		uint64_t w = atomic_load(&vn->word[page]);
+
+		if (!ag_w_twinned(w))
+			continue;
+		by_key[rf_w_key(w)]++;
+		n++;
+	}
+	return n;
+}
+
+static void one_server(FILE *f, struct ag_server *srv, const uint64_t *ndirty)
+{
+	uint64_t dirty = 0;
+	struct ag_vnode *vn;
+	char since[32];
+	struct tm tm;
+
+	ag_for_each (vn, &srv->vnodes, by_server)
+		dirty += ndirty[vn->id] << RF_PAGE_SHIFT;
+	if (srv->state == AG_UP) {
+		fprintf(f,
+			"server: %s connected instance %" PRIx64 " lease %" PRIu64
+			"ms dirty %" PRIu64 "\n",
+			srv->addr, srv->instance, srv->lease / AG_MS, dirty);
+		return;
+	}
+	fprintf(f, "server: %s down %s", srv->addr,
+		srv->why[0]     ? srv->why
+		: srv->tried_at ? "it does not answer"
+				: "not connected yet");
+	if (srv->down_at) {
+		localtime_r(&srv->down_at, &tm);
+		strftime(since, sizeof(since), "%F %T", &tm);
+		fprintf(f, " since %s", since);
+	}
+	fprintf(f, " dirty %" PRIu64 "\n", dirty);
+}
+
 char *ag_info_status(struct ag *ag, size_t *len)
 {
-	uint64_t sum, dirty = 0, now = ag_now();
+	uint64_t sum, dirty = 0, now = ag_now(), by_key[RF_KEYS] = {0};
 	struct ag_server *srv;
 	struct ag_vnode *vn;
 	struct ag_proc *p;
@@ -47,21 +94,19 @@ char *ag_info_status(struct ag *ag, size_t *len)
 	nd = ag_alloc((ag->vnode_high + 1) * sizeof(*nd));
 	for (uint32_t id = 1; id <= ag->vnode_high; id++)
 		if (ag->vnode[id])
-			dirty += nd[id] = ag_vn_ndirty(ag->vnode[id]);
+			dirty += nd[id] = count_dirty(ag->vnode[id], by_key);
 	fprintf(f,
 		"agent: pid %d, up %" PRIu64 "s, programs %u, cached %" PRIu64 ", dirty %" PRIu64
-		", restarts %u\n",
+		", dirty-limit %" PRIu64 ", restarts %u\n",
 		(int)getpid(), (now - ag->started) / AG_SEC, ag->nprocs,
-		ag->cached << RF_PAGE_SHIFT, dirty << RF_PAGE_SHIFT, ag->life - 1);
-	ag_for_each (srv, &ag->servers, link) {
-		if (srv->state == AG_UP)
-			fprintf(f,
-				"server: %s connected instance %" PRIx64 " lease %" PRIu64 "ms\n",
-				srv->addr, srv->instance, srv->lease / AG_MS);
-		else
-			fprintf(f, "server: %s down %s\n", srv->addr,
-				srv->why[0] ? srv->why : "not connected yet");
-	}
+		ag->cached << RF_PAGE_SHIFT, dirty << RF_PAGE_SHIFT,
+		(uint64_t)(ag->ntwins - 1) << RF_PAGE_SHIFT, ag->life - 1);
+	ag_for_each (srv, &ag->servers, link)
+		one_server(f, srv, nd);
+	for (uint32_t key = 0; key < RF_KEYS; key++)
+		if (ag->key[key] || by_key[key])
+			fprintf(f, "key: %u %s dirty %" PRIu64 "\n", key, ag_key_name(ag, key),
+				by_key[key]);
 	for (uint32_t id = 1; id <= ag->vnode_high; id++) {
 		vn = ag->vnode[id];
 		if (vn)

@@ -35,7 +35,7 @@ struct ag_keep_proc {
 struct ag_keep_vnode {
 	uint64_t ino, gen; /* the server's file id */
 	uint32_t server;   /* index in rf_host */
-	uint16_t addr_len, name_len, path_len, pad;
+	uint16_t addr_len, name_len, path_len, extend_key;
 	/* addr, name, path */
 };
 struct ag_keep_use {

@@ -16,6 +16,8 @@ struct ag_keep;
 struct ag_server;
 struct ag_vnode;
 
+#define AG_KEY_ANY UINT32_MAX
+
 /* Sets of keys. */
 #define AG_KEY_BIT(key) ((uint64_t)1 << ((key) % RF_KEYS))
 

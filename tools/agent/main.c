@@ -45,12 +45,14 @@ static void help(void)
 	     "  --idle SECONDS      leave after so long without programs (60)\n"
 	     "  --dirty-expire MS   write changes back after so long (1000)\n"
 	     "  --cache-bytes N     clean pages kept, with K, M, G or T (half of the memory)\n"
+	     "  --dirty-bytes N     dirty pages at most; then stores wait (an eighth of that)\n"
 	     "  --verbose           say more in the log\n"
 	     "  --version, --help\n"
 	     "\n"
 	     "The log is RUNTIME/agent.log (--daemon) or standard error; RUNTIME is\n"
 	     "$REFAULT_RUNTIME_DIR, /run/user/UID/refault, $XDG_RUNTIME_DIR/refault or\n"
-	     "/tmp/refault-UID.  REFAULT_TIMEOUT: seconds to wait for a server (30).");
+	     "/tmp/refault-UID.  REFAULT_TIMEOUT: seconds to wait for a server (30);\n"
+	     "REFAULT_DIRTY_BYTES: as --dirty-bytes.");
 }
 
 /* Nothing of whoever started us: signals, limits, descriptors, file mode mask. */

@@ -101,6 +101,26 @@ bool ag_ops_done(const struct ag_vnode *vn, uint64_t seq)
 	return !op || op->seq > seq;
 }
 
+bool ag_ops_applied(const struct ag_vnode *vn, uint64_t seq)
+{
+	struct ag_op *op;
+
+	ag_for_each (op, &vn->ops, link)
+		if (op->seq <= seq && !op->applied)
+			return false;
+	return true;
+}
+
+bool ag_ops_silent(const struct ag_vnode *vn, uint64_t seq)
+{
+	struct ag_op *op;
+
+	ag_for_each (op, &vn->ops, link)
+		if (op->seq <= seq && op->state == AG_OP_SENT && ag_overdue(vn->ag, op->since))
+			return true;
+	return false;
+}
+
 /* ---- pages ---- */
 
 void ag_op_undo(struct ag_op *op)
@@ -443,6 +463,7 @@ void ag_op_send(struct ag_op *op)
 		break;
 	}
 	op->state = AG_OP_SENT;
+	op->since = ag_now();
 	ag_call_send(ag_call_new(vn->vol, vn, on_answer, op), &m, payload, len);
 }
 

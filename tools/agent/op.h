@@ -56,8 +56,11 @@ void ag_op_end(struct ag_op *op);
 void ag_op_undo(struct ag_op *op);
 /* The server's size when all that is under way is applied. */
 uint64_t ag_ops_size(const struct ag_vnode *vn);
-/* Nothing up to seq is under way any more. */
+/* Nothing up to seq is under way any more; is not applied. */
 bool ag_ops_done(const struct ag_vnode *vn, uint64_t seq);
+bool ag_ops_applied(const struct ag_vnode *vn, uint64_t seq);
+/* The server was sent something up to seq, and has said nothing to it for too long. */
+bool ag_ops_silent(const struct ag_vnode *vn, uint64_t seq);
 /* What was sent of a page that is DIRTY all the same; NULL if there is no such thing. */
 void *ag_op_snapshot(const struct ag_vnode *vn, uint64_t page);
 

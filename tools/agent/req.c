@@ -7,8 +7,13 @@
  * (validation, pages, write-back, a connection) and leaves it there.  So nothing has to remember
  * how far it was, and a lost connection needs no special case.
  *
- * Programs wait REFAULT_TIMEOUT for a server that was there once; an open on a server that was
- * never reached fails at once.
+ * Programs wait REFAULT_TIMEOUT for a server that was there once (EHOSTDOWN), or that is and does
+ * not answer (ETIMEDOUT); an open on a server that was never reached fails at once.  What was dirty
+ * stays so, and what was sent may still be carried out.  Waiting requests are looked at by a timer,
+ * since the silence of a server is no event.
+ *
+ * Back-pressure: a program that finds no twin for a store asks for a flush of all files; it goes on
+ * when an eighth of the twins is free, or everything is flushed.
  *
  * Counters: flush, garbage.
  * Locks: none.
@@ -26,8 +31,65 @@
 #include "key.h"
 #include "server.h"
 
+#define PATIENCE_MIN 20u  /* ms */
+#define PATIENCE_MAX 500u /* ms */
 #define REQS_MAX 4096u    /* of one program under way; it has RF_CELLS cells */
 #define ANSWER_PAGES 256u /* a FAULT is answered when so many of its pages are there */
+
+/* ---- patience ---- */
+
+/* Requests that have waited long enough are looked at once more, and then say so. */
+static void on_patience(uv_timer_t *h)
+{
+	struct ag *ag = h->data;
+	bool any = false;
+	struct ag_proc *p;
+	struct ag_req *req, *part;
+
+	ag_for_each (p, &ag->procs, link)
+		ag_for_each (req, &p->reqs, by_proc) {
+			any = true;
+			if (ag_now() - req->born < ag->conf->timeout_ns)
+				continue;
+			if (req->vn)
+				ag_vn_kick(req->vn);
+			for (uint32_t id = 1; req->parts && id <= ag->vnode_high; id++)
+				if (ag->vnode[id])
+					ag_for_each (part, &ag->vnode[id]->reqs, link)
+						if (part->parent == req)
+							ag_vn_kick(part->vn);
+		}
+	ag->look_shorts = true;
+	ag_settle(ag);
+	if (!any)
+		uv_timer_stop(h);
+}
+
+static void patience(struct ag *ag)
+{
+	const uint64_t ms =
+	    ag_min(ag_max(ag->conf->timeout_ns / AG_MS / 16, PATIENCE_MIN), PATIENCE_MAX);
+
+	if (uv_is_active((uv_handle_t *)&ag->patience))
+		return;
+	ag->patience.data = ag;
+	uv_timer_start(&ag->patience, on_patience, ms, ms);
+}
+
+/*
+ * Whether req can go on with the server: 1 yes, 0 not now, -errno with *why never.  What up to
+ * op_seq was sent without an answer counts.
+ */
+static int ready(struct ag_req *req, uint64_t op_seq, const char **why)
+{
+	int r = ag_volume_ready(req->vn->vol, req->born, why);
+
+	if (r > 0 && ag_ops_silent(req->vn, op_seq)) {
+		*why = "it does not answer to a change";
+		r = -ETIMEDOUT;
+	}
+	return r;
+}
 
 /* ---- made and ended ---- */
 
@@ -45,6 +107,7 @@ static struct ag_req *req_new(struct ag *ag, struct ag_proc *p, struct ag_vnode 
 	if (p) {
 		ag_list_add(&p->reqs, &req->by_proc);
 		p->nreqs++;
+		patience(ag);
 	}
 	return req;
 }
@@ -57,8 +120,12 @@ static void req_free(struct ag_req *req)
 		req->call->arg = NULL;
 	if (req->vn && req->q.op == RF_OP_FLUSH) {
 		ag_pass_stop(&req->pass);
-		if (req->behind)
+		if (req->behind) {
 			req->vn->behind = false;
+			req->ag->look_shorts = true;
+			req->ag->again |= !ag_list_empty(&req->ag->shorts);
+			ag_vn_kick(req->vn);
+		}
 	}
 	ag_list_del(&req->link);
 	if (req->proc) {
@@ -118,6 +185,19 @@ static bool cached(const struct ag_vnode *vn, uint64_t first, uint64_t end)
 	return true;
 }
 
+/* The server was asked about this file, and has said nothing for too long. */
+static bool silent(const struct ag_vnode *vn)
+{
+	struct ag_call *c;
+
+	if (vn->asking && ag_overdue(vn->ag, vn->asked_at))
+		return true;
+	ag_for_each (c, &vn->fetches, by_vn)
+		if (ag_overdue(vn->ag, c->sent_at))
+			return true;
+	return false;
+}
+
 /* 0: go on when something happens.  1: it was finished. */
 static int serve_fault(struct ag_req *req)
 {
@@ -139,6 +219,10 @@ static int serve_fault(struct ag_req *req)
 		return 1;
 	}
 	r = ag_volume_ready(vn->vol, req->born, &why);
+	if (r > 0 && silent(vn) && ag_overdue(vn->ag, req->born)) {
+		why = "the server does not answer";
+		r = -ETIMEDOUT;
+	}
 	if (r < 0) {
 		ag_debug("%s: %s", vn->path, why);
 		finish(req, r, 0);
@@ -146,6 +230,7 @@ static int serve_fault(struct ag_req *req)
 	}
 	if (!r)
 		return 0;
+	vn->key = req->q.key;
 	if (first < pages && !cached(vn, first, want)) {
 		/* The stream is looked at once; after that only what is still missing is. */
 		r = ag_fetch_pages(vn, first, want,
@@ -165,14 +250,15 @@ static int serve_fault(struct ag_req *req)
 	return 0;
 }
 
-void ag_reqs_fail(struct ag_vnode *vn, uint64_t first, uint64_t end, int err)
+void ag_reqs_fail(struct ag_vnode *vn, uint32_t key, uint64_t first, uint64_t end, int err)
 {
 	struct ag_req *req;
 
 	ag_for_each (req, &vn->reqs, link) {
 		uint64_t a = req->q.arg[0], n = ag_max(req->q.arg[1], 1);
 
-		if (req->q.op == RF_OP_FAULT && a < end && (n >= UINT64_MAX - a || a + n > first))
+		if (req->q.op == RF_OP_FAULT && (key == AG_KEY_ANY || key == req->q.key) &&
+		    a < end && (n >= UINT64_MAX - a || a + n > first))
 			finish(req, err ? err : -EIO, 0);
 	}
 }
@@ -218,15 +304,23 @@ static bool all_clean(struct ag_vnode *vn)
 	       !atomic_load(&vn->st->unstable) && !ag_vn_ndirty(vn);
 }
 
+/* Everything that the walk sent is where the flush wants it. */
+static bool flush_arrived(const struct ag_req *req)
+{
+	return req->q.arg[2] & RF_FLUSH_APPLIED ? ag_ops_applied(req->vn, req->op_seq)
+						: ag_ops_done(req->vn, req->op_seq);
+}
+
 static int serve_flush(struct ag_req *req)
 {
 	struct ag_vnode *vn = req->vn;
 	const bool durable = req->q.arg[2] & RF_FLUSH_DURABLE;
+	const bool applied = req->q.arg[2] & RF_FLUSH_APPLIED;
 	const char *why = "";
 	int r;
 
-	if (!req->passed || !ag_ops_done(vn, req->op_seq)) {
-		r = ag_volume_ready(vn->vol, req->born, &why);
+	if (!req->passed || !flush_arrived(req)) {
+		r = ready(req, req->passed ? req->op_seq : vn->op_seq, &why);
 		if (r <= 0 && all_clean(vn)) {
 			finish(req, 0, 0);
 			return 1;
@@ -247,9 +341,9 @@ static int serve_flush(struct ag_req *req)
 			extend_send(vn);
 		req->op_seq = vn->op_seq;
 	}
-	if (!ag_ops_done(vn, req->op_seq))
+	if (!flush_arrived(req))
 		return 0;
-	if (!req->synced && !req->err &&
+	if (!req->synced && !req->err && !applied &&
 	    (vn->barrier || (durable && atomic_load(&vn->st->unstable)))) {
 		r = ag_volume_ready(vn->vol, req->born, &why);
 		if (r < 0 && (req->proc || req->parent)) {
@@ -299,16 +393,28 @@ static struct ag_req *flush_new(struct ag_vnode *vn, struct ag_proc *p, const st
 	return req;
 }
 
-void ag_vn_flush_behind(struct ag_vnode *vn)
+/* Start it; nobody waits.  One is enough: the next comes with dirty_expire. */
+static void flush_start(struct ag_vnode *vn, const struct rf_req *q)
 {
-	struct rf_req q = {0};
-
 	if (vn->behind)
 		return;
 	vn->behind = true;
-	flush_new(vn, NULL, &q)->behind = true;
+	flush_new(vn, NULL, q)->behind = true;
 }
 
+void ag_vn_flush_behind(struct ag_vnode *vn)
+{
+	flush_start(vn, &(struct rf_req){0});
+}
+
+void ag_flush_all_behind(struct ag *ag)
+{
+	for (uint32_t id = 1; id <= ag->vnode_high; id++)
+		if (ag->vnode[id] && ag_vn_unclean(ag->vnode[id]))
+			ag_vn_flush_behind(ag->vnode[id]);
+}
+
+/* Everything of this host, for sync(). */
 static void flush_all(struct ag *ag, struct ag_proc *p, const struct rf_req *q)
 {
 	struct ag_req *req = req_new(ag, p, NULL);
@@ -327,15 +433,103 @@ static void flush_all(struct ag *ag, struct ag_proc *p, const struct rf_req *q)
 	part_done(req, 0);
 }
 
+/* ---- want of twins ---- */
+
+uint32_t ag_twins_used(const struct ag *ag, uint32_t step)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 1; i < ag->ntwins; i += step)
+		n += atomic_load_explicit(&ag->twins->owner[i], memory_order_relaxed) != 0;
+	return n * step;
+}
+
+static void short_new(struct ag *ag, struct ag_proc *p, const struct rf_req *q)
+{
+	struct ag_req *req = req_new(ag, p, NULL);
+
+	req->q = *q;
+	req->freed = ag->twins_freed;
+	ag_list_add(&ag->shorts, &req->link);
+	ag_flush_all_behind(ag);
+	ag->look_shorts = true;
+	ag->again = true;
+}
+
+/*
+ * What a program that has waited for twins since born can hope for.  1: something is being written
+ * back.  0: not now, but it may come.  -errno: nothing will be.  *idle: there is nothing to be, as
+ * far as the walks that were begun know.
+ */
+static int hope(struct ag *ag, uint64_t born, bool *idle)
+{
+	const char *why;
+	int best = INT_MIN;
+
+	for (uint32_t id = 1; id <= ag->vnode_high && best <= 0; id++) {
+		struct ag_vnode *vn = ag->vnode[id];
+		int r;
+
+		if (!vn || !vn->behind)
+			continue;
+		r = ag_volume_ready(vn->vol, born, &why);
+		if (r > 0 && ag_ops_silent(vn, UINT64_MAX))
+			r = -ETIMEDOUT;
+		else if (r < 0)
+			r = -EHOSTDOWN;
+		best = best < r ? r : best;
+	}
+	*idle = best == INT_MIN;
+	return *idle ? 0 : best;
+}
+
+void ag_shorts_serve(struct ag *ag)
+{
+	const uint32_t enough = ag->ntwins / 8 + 1;
+	const bool look = ag->look_shorts;
+	struct ag_req *req;
+	bool idle;
+	int r;
+
+	ag->look_shorts = false;
+	ag_for_each (req, &ag->shorts, link) {
+		const uint64_t freed = ag->twins_freed - req->freed;
+
+		if (freed >= enough) {
+			finish(req, 0, 0);
+			continue;
+		}
+		if (!look)
+			continue;
+		r = hope(ag, req->born, &idle);
+		if (idle && !req->asked) {
+			/* Once more: a walk that was under way had gone past some. */
+			req->asked = true;
+			ag_flush_all_behind(ag);
+			ag->look_shorts = ag->again = true;
+		} else if (idle || (r <= 0 && freed)) {
+			finish(req, 0, 0);
+		} else if (r < 0) {
+			finish(req, r, 0);
+		}
+	}
+}
+
 /* ---- changes of size, holes, appends ---- */
 
 static int serve_extend(struct ag_req *req)
 {
 	struct ag_vnode *vn = req->vn;
+	const char *why;
 	struct ag_task *t;
+	int r;
 
-	if (vn->gate)
-		return 0;
+	if (vn->gate) {
+		r = ready(req, vn->op_seq, &why);
+		if (r < 0)
+			finish(req, r, 0);
+		return r < 0;
+	}
 	if (req->q.arg[0] > AG_SIZE_MAX) {
 		finish(req, -EFBIG, 0);
 		return 1;
@@ -345,6 +539,7 @@ static int serve_extend(struct ag_req *req)
 		return 1;
 	}
 	req->asked = true;
+	ag_vn_extend_key(vn, req->q.key);
 	t = ag_task_new(vn, ag_step_change);
 	t->resize = true;
 	t->size = req->q.arg[0];
@@ -362,13 +557,18 @@ static int serve_change(struct ag_req *req)
 	struct ag_op *op;
 	int r;
 
-	if (req->op)
-		return 0;
+	if (req->op) {
+		/* Nobody waits for it any more; it may be carried out all the same. */
+		r = ready(req, req->op->seq, &why);
+		if (r < 0)
+			finish(req, r, 0);
+		return r < 0;
+	}
 	if (req->asked) { /* applied and released; the task that changed the cache is over */
 		finish(req, req->err, req->ret);
 		return 1;
 	}
-	r = ag_volume_ready(vn->vol, req->born, &why);
+	r = ready(req, vn->op_seq, &why);
 	if (r < 0) {
 		finish(req, r, 0);
 		return 1;
@@ -482,13 +682,37 @@ static void finish_open(struct ag_req *req)
 	struct ag_vnode *vn = req->vn;
 	const char *why;
 
-	if (!ag_vn_valid(vn) && (!req->asked || vn->asking) &&
+	vn->key = req->q.key;
+	if (!ag_vn_valid(vn) && (!req->asked || vn->asking) && !silent(vn) &&
 	    ag_volume_ready(vn->vol, req->born, &why) > 0) {
 		req->asked = true;
 		ag_fetch_status(vn);
 		return;
 	}
 	open_answer(req, 0, "");
+}
+
+/* Errors of the file system speak for themselves; those of keys do not. */
+static void refusal(const struct ag_req *req, int err, char *text, size_t len)
+{
+	const char *what = NULL;
+
+	switch (err) {
+	case EKEYREVOKED:
+		what = "was revoked";
+		break;
+	case EKEYEXPIRED:
+		what = "has expired";
+		break;
+	case EKEYREJECTED:
+	case ENOKEY:
+		what = "is unknown there, or its secret differs";
+		break;
+	}
+	text[0] = '\0';
+	if (what)
+		snprintf(text, len, "server %.30s: key %.30s %s", req->vol->srv->addr,
+			 ag_key_name(req->ag, req->q.key), what);
 }
 
 static bool on_lookup(struct ag_call *c, struct rf_msg *m, void *payload, size_t len)
@@ -510,9 +734,10 @@ static bool on_lookup(struct ag_call *c, struct rf_msg *m, void *payload, size_t
 	if (m->body.type == RF_ERROR) {
 		const rf_error *e = &m->body.rf_body_u.error;
 
-		/* Errors of the file system speak for themselves. */
-		if (req)
-			open_answer(req, e->err ? -(int)e->err : -EIO, "");
+		if (req) {
+			refusal(req, (int)e->err, text, sizeof(text));
+			open_answer(req, e->err ? -(int)e->err : -EIO, text);
+		}
 		return false;
 	}
 	st = &m->body.rf_body_u.status_r;
@@ -555,9 +780,13 @@ static void serve_open(struct ag_req *req)
 	char text[120];
 	int r;
 
-	if (req->call)
+	if (req->call && !ag_overdue(req->ag, req->call->sent_at))
 		return;
 	r = ag_volume_ready(req->vol, req->born, &why);
+	if (r > 0 && req->call) {
+		why = "it does not answer";
+		r = -ETIMEDOUT;
+	}
 	if (r < 0) {
 		snprintf(text, sizeof(text), "server %.40s, volume %.20s: %.40s", srv->addr,
 			 req->vol->name, why);
@@ -706,7 +935,10 @@ static void request(struct ag_proc *p, const struct rf_req *q, const void *var, 
 	int r = 0;
 
 	if (q->op == RF_OP_FLUSH && !q->vnode) {
-		flush_all(p->ag, p, q);
+		if (q->arg[2] & RF_FLUSH_DURABLE)
+			flush_all(p->ag, p, q);
+		else
+			short_new(p->ag, p, q);
 		return;
 	}
 	if (!vn) {
@@ -722,7 +954,7 @@ static void request(struct ag_proc *p, const struct rf_req *q, const void *var, 
 		return;
 	case RF_OP_FLUSH:
 		if (q->arg[2] & RF_FLUSH_NOWAIT) {
-			flush_new(vn, NULL, q);
+			flush_start(vn, q);
 			ag_proc_answer(p, q->cell, q->seq, 0, 0, 0);
 			return;
 		}

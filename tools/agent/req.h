@@ -10,7 +10,7 @@
 struct ag_call;
 
 struct ag_req {
-	struct ag_list link;    /* vn->reqs, or ag->opens */
+	struct ag_list link;    /* vn->reqs, ag->opens or ag->shorts */
 	struct ag_list by_proc; /* proc->reqs */
 	struct ag *ag;
 	struct ag_proc *proc;
@@ -29,6 +29,7 @@ struct ag_req {
 	uint64_t op_seq;
 	struct ag_req *parent; /* FLUSH of all: the part of one file */
 	unsigned parts;
+	uint64_t freed; /* FLUSH of all for want of twins: ag->twins_freed then */
 
 	/* OPEN */
 	int reply;
@@ -49,11 +50,16 @@ void ag_req_forget_proc(struct ag_proc *p);
 /* Go on with what waits on this vnode; on an open. */
 void ag_reqs_serve(struct ag_vnode *vn);
 void ag_opens_serve(struct ag *ag);
+void ag_shorts_serve(struct ag *ag);
+/* Write everything back; nobody waits. */
+void ag_flush_all_behind(struct ag *ag);
+/* Twins that are taken, by looking at every step'th. */
+uint32_t ag_twins_used(const struct ag *ag, uint32_t step);
 /* Whether an open waits for this server. */
 bool ag_req_wants(const struct ag_server *srv);
 
-/* FAULTs that need one of these pages cannot be served. */
-void ag_reqs_fail(struct ag_vnode *vn, uint64_t first, uint64_t end, int err);
+/* FAULTs under this key (AG_KEY_ANY: all) that need one of these pages cannot be served. */
+void ag_reqs_fail(struct ag_vnode *vn, uint32_t key, uint64_t first, uint64_t end, int err);
 /* A change failed; was lost and undone: flushes of the file have to know. */
 void ag_reqs_op_error(struct ag_vnode *vn, const struct ag_op *op, int err);
 void ag_reqs_op_lost(struct ag_vnode *vn, const struct ag_op *op);

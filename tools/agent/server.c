@@ -37,6 +37,7 @@
 #define BACKOFF_MAX 1000u  /* ms */
 #define LEASE_MIN 30u      /* ms: a server that grants less cannot be kept up with */
 #define HELLO_WAIT 5000u   /* ms */
+#define ANSWER_MIN AG_SEC  /* whatever REFAULT_TIMEOUT says: a server that is there gets so long */
 #define HEAD (128u * 1024) /* an encoded message without payload: 4096 ranges and a path */
 
 struct tx {
@@ -336,6 +337,7 @@ static bool on_hello(struct ag_call *c, struct rf_msg *m, void *payload, size_t 
 		       r->instance == srv->instance ? "" : " (the server was restarted)");
 	}
 	srv->state = AG_UP;
+	srv->down_at = 0;
 	srv->ever = true;
 	srv->err = 0;
 	srv->why[0] = '\0';
@@ -347,6 +349,11 @@ static bool on_hello(struct ag_call *c, struct rf_msg *m, void *payload, size_t 
 	ag_for_each (vol, &srv->volumes, link)
 		ask_volume(vol);
 	return false;
+}
+
+bool ag_overdue(const struct ag *ag, uint64_t since)
+{
+	return ag_now() - since > ag_max(ag->conf->timeout_ns, ANSWER_MIN);
 }
 
 int ag_volume_ready(struct ag_volume *vol, uint64_t born, const char **why)
@@ -362,15 +369,17 @@ int ag_volume_ready(struct ag_volume *vol, uint64_t born, const char **why)
 			return vol->err;
 		}
 		ask_volume(vol);
-		return 0;
+		*why = "it does not answer";
+		return ag_overdue(ag, born) ? -EHOSTDOWN : 0;
 	}
 	if (srv->state == AG_DOWN && !srv->broken && (!srv->retrying || srv->tried_at < born))
 		attempt(srv);
-	*why = srv->why;
+	*why = srv->why[0] ? srv->why : "it does not answer";
 	if (srv->err && srv->tried_at >= born &&
-	    (!srv->ever || ag_now() - born > ag->conf->timeout_ns))
+	    (!srv->ever || ag_now() - born >= ag->conf->timeout_ns))
 		return srv->ever ? -EHOSTDOWN : srv->err;
-	return 0;
+	/* Neither refused nor made: it takes connections and says nothing. */
+	return ag_overdue(ag, born) ? -EHOSTDOWN : 0;
 }
 
 /* ---- leases ---- */
@@ -634,6 +643,8 @@ static void attempt(struct ag_server *srv)
 
 	srv->retrying = false;
 	srv->tried_at = ag_now();
+	if (!srv->down_at)
+		srv->down_at = time(NULL);
 	if (srv->stripping)
 		return; /* ag_server_stripped comes back here */
 	tr = rf_transport_find(srv->addr, &rest);
@@ -706,6 +717,8 @@ void ag_server_lost(struct ag_server *srv)
 	close(srv->fd);
 	srv->fd = -1;
 	srv->state = AG_DOWN;
+	if (!srv->down_at)
+		srv->down_at = time(NULL);
 	srv->conn++;
 	rf_rx_free(&srv->rx);
 	rf_rx_init(&srv->rx);

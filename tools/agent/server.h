@@ -36,6 +36,7 @@ struct ag_server {
 	uint64_t backoff, tried_at;
 	uint64_t pinged;    /* the ping that was not answered yet, or 0 */
 	unsigned stripping; /* files to be stripped before HELLO */
+	time_t down_at;     /* since when programs may notice; 0 if it is up */
 	int err;            /* why it is down: -errno and a text; 0 before the first attempt */
 	char why[160];
 
@@ -67,6 +68,7 @@ struct ag_call {
 	uint32_t xid;
 	uint64_t sent_at, epoch;
 	uint64_t page, npages; /* FETCH */
+	uint32_t key;          /* FETCH, STATUS: it is made under */
 };
 
 /* By address, made if it is not known.  NULL: out of memory, or too many. */
@@ -80,6 +82,8 @@ int ag_server_index(struct ag_server *srv, uint32_t want);
  * not now; why says more.  born is when the wait began: it ends after REFAULT_TIMEOUT.
  */
 int ag_volume_ready(struct ag_volume *vol, uint64_t born, const char **why);
+/* Whoever has waited since then for an answer has waited long enough. */
+bool ag_overdue(const struct ag *ag, uint64_t since);
 
 /* A call about vn (may be NULL).  NULL: out of memory.  Sending never fails: a broken connection is
  * taken down later, and then reply() is told. */

@@ -209,6 +209,7 @@ static void keep(struct ag_vnode *vn, bool fds)
 	k->addr_len = (uint16_t)al;
 	k->name_len = (uint16_t)nl;
 	k->path_len = (uint16_t)pl;
+	k->extend_key = (uint16_t)vn->extend_key;
 	memcpy(meta + n, vn->vol->srv->addr, al);
 	n += al;
 	memcpy(meta + n, vn->vol->name, nl);
@@ -334,6 +335,7 @@ int ag_vn_adopt(struct ag *ag, const struct ag_keep *k)
 	vn->data_fd = k->fd[0];
 	vn->state_fd = k->fd[1];
 	vn->fid = (rf_fid){m->ino, m->gen};
+	vn->extend_key = m->extend_key;
 	addr = strndup(str, m->addr_len);
 	name = strndup(str + m->addr_len, m->name_len);
 	vn->path = strndup(str + m->addr_len + m->name_len, m->path_len);
@@ -408,6 +410,14 @@ void ag_vn_path(struct ag_vnode *vn, const char *path)
 		return;
 	free(vn->path);
 	vn->path = p;
+	keep(vn, false);
+}
+
+void ag_vn_extend_key(struct ag_vnode *vn, uint32_t key)
+{
+	if (vn->extend_key == key)
+		return;
+	vn->extend_key = key;
 	keep(vn, false);
 }
 
@@ -538,6 +548,7 @@ void ag_twin_free(struct ag *ag, uint32_t twin)
 		ag->twin_high = twin + 1;
 	ag_twin_unmark(ag, twin);
 	atomic_store(&ag->twins->owner[twin], 0);
+	ag->twins_freed++;
 }
 
 void ag_vn_twins(struct ag_vnode *vn, unsigned char *used)

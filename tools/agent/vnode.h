@@ -54,7 +54,9 @@ struct ag_vnode {
 	uint64_t *merge;
 	size_t nmerge;
 	unsigned asking; /* STATUS calls under way */
-	bool want_valid; /* validate though nobody asks: breaks wait for the merge */
+	uint64_t asked_at;
+	bool want_valid;  /* validate though nobody asks: breaks wait for the merge */
+	uint64_t refused; /* set of keys that did not do for that */
 	struct ag_late_ack {
 		uint32_t conn;
 		uint64_t id;
@@ -87,6 +89,7 @@ struct ag_vnode *ag_vn_new(struct ag_volume *vol, const rf_status *st, const cha
 /* After a restart: DIRTY what was in flight, out with what was half done. */
 int ag_vn_adopt(struct ag *ag, const struct ag_keep *k);
 void ag_vn_path(struct ag_vnode *vn, const char *path);
+void ag_vn_extend_key(struct ag_vnode *vn, uint32_t key);
 
 /* Look at it before we sleep: tasks, requests, fetches; ag_vn_look does it. */
 void ag_vn_kick(struct ag_vnode *vn);
