@@ -61,20 +61,27 @@ struct store_attr {
 };
 
 /*
- * What puts back a change that a crash of the server cut in half.  It lies in memory that outlives
- * the process (a shared mapping of a file); the server hands one to every change of content that
- * could be seen half done.  The engine fills it in before it changes the first byte and arms it
- * last, with release order; the server disarms it when the change is remembered as done.  After a
- * crash the server calls recover() for what is still armed and not remembered as done.
+ * What undoes a change that a crash of the server cut in half.  It lies in memory that outlives the
+ * process (a shared mapping of a file); the server hands one to each change.  The engine fills it in
+ * before it changes the first byte and arms it last, with release order; the server disarms it when
+ * the change is remembered as done.  After a crash the server calls recover() for what is still
+ * armed and not remembered as done.  The engine need not arm it for what cannot be seen half done
+ * and may be done twice.
  */
+enum {
+	STORE_UNDO_BYTES = 1, /* put back range[] from data, the last first; cut to size */
+	STORE_UNDO_APPEND,    /* data was being appended at size: cut to size */
+	STORE_UNDO_FINISH     /* cannot be undone: punch range[], cut to size: done */
+};
 #define STORE_UNDO_DATA ((size_t)1 << 20) /* == RF_MAX_DATA */
 struct store_undo {
-	_Atomic uint32_t armed;
+	_Atomic uint32_t armed; /* STORE_UNDO_*; 0: no */
 	uint32_t nranges;
 	rf_fid fid;
-	uint64_t size; /* to be put back */
+	uint64_t size; /* a smaller file is never made larger */
+	uint64_t end;  /* how large the change could make it: others made it larger than that */
 	uint64_t len;  /* of data */
-	rf_range range[RF_MAX_RANGES]; /* inside size; may overlap: the last is put back first */
+	rf_range range[RF_MAX_RANGES]; /* BYTES: inside size; may overlap */
 	unsigned char data[STORE_UNDO_DATA];
 };
 
@@ -126,7 +133,7 @@ struct store_ops {
 	 * The regular file at path, below the tree and never outside it.  flags: RF_LK_*; READ and
 	 * WRITE ask for these rights now; CREATE makes it with mode, as a file of cred.  -EISDIR
 	 * for a directory, -EINVAL for other things that are no regular file, -EACCES for a path
-	 * that leaves the tree.
+	 * that leaves the tree.  cred NULL (with flags 0): with the server's own rights.
 	 */
 	int (*lookup)(struct store_vol *vol, const struct store_cred *cred, const char *path,
 		      unsigned flags, unsigned mode, bool nowait, struct store_file **file,
@@ -150,8 +157,10 @@ struct store_ops {
 		     struct store_change *change, bool nowait);
 
 	/*
-	 * Put back what undo says, with the server's own rights; path is the file's last known name.
-	 * -ESTALE: no such file any more.  Called before anything else is asked of vol.
+	 * Do what undo says, with the server's own rights; path is the file's last known name.  1:
+	 * the change is in the file, whole; 0: it is not there at all; -EEXIST: others' bytes came
+	 * behind it, so that some of it stays; -ESTALE: no such file any more.  Called before
+	 * anything else is asked of vol.  NULL: this engine arms none.
 	 */
 	int (*recover)(struct store_vol *vol, const char *path, const struct store_undo *undo);
 

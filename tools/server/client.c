@@ -6,6 +6,9 @@
  * waits for the client any more, whether its connection is there or not.  What it asked for and was
  * told is remembered, so that after a lost connection it can ask again without doing it twice.
  *
+ * After a restart the clients of before are there again, without connections; those whose leases
+ * last are ghosts until they come back: every change waits for them, whatever the file.
+ *
  * Locks: none (loop thread).
  */
 #include "client.h"
@@ -41,6 +44,7 @@ static struct srv_client *client_find(struct srv *srv, uid_t uid, const char id[
 void srv_renew(struct srv_client *client)
 {
 	client->lease_end = srv_now() + client->srv->lease_ms + SLACK_MS;
+	srv_row_lease(client->row, client->lease_end);
 }
 
 bool srv_lease_over(const struct srv_client *client)
@@ -58,10 +62,37 @@ static void copy_host(struct srv_conn *conn, const char *host)
 			conn->host[i] = '?';
 }
 
-static void client_free(struct srv_client *client)
+static struct srv_client *client_new(struct srv *srv, struct srv_row *row, uid_t uid,
+				     const char id[16])
+{
+	struct srv_client *client = srv_alloc(sizeof(*client));
+
+	client->srv = srv;
+	client->row = row;
+	client->uid = uid;
+	memcpy(client->id, id, sizeof(client->id));
+	LIST_INIT(&client->holders);
+	TAILQ_INIT(&client->brks);
+	TAILQ_INIT(&client->waits);
+	TAILQ_INIT(&client->changes);
+	TAILQ_INSERT_TAIL(&srv->clients, client, link);
+	return client;
+}
+
+static void unghost(struct srv_client *client)
+{
+	client->srv->nghosts -= client->ghost;
+	client->ghost = false;
+}
+
+/* Its row goes, too, unless the server is ending. */
+static void client_free(struct srv_client *client, bool ending)
 {
 	struct srv_holder *h;
 
+	unghost(client);
+	if (!ending)
+		srv_row_free(client->srv, client->row);
 	srv_brks_end(client);
 	while ((h = LIST_FIRST(&client->holders)))
 		srv_holder_drop(h);
@@ -75,7 +106,7 @@ static void client_free(struct srv_client *client)
 static bool client_idle(struct srv_client *c)
 {
 	return !c->conn && !c->nops && TAILQ_EMPTY(&c->waits) &&
-	       (LIST_EMPTY(&c->holders) || srv_lease_over(c));
+	       ((LIST_EMPTY(&c->holders) && !c->ghost) || srv_lease_over(c));
 }
 
 /* Forget the client of this user that has been away longest. */
@@ -87,7 +118,7 @@ static bool client_evict(struct srv *srv, uid_t uid)
 	if (c->uid == uid && client_idle(c) && (!oldest || c->away_since < oldest->away_since))
 		oldest = c;
 	if (oldest)
-		client_free(oldest);
+		client_free(oldest, false);
 	return oldest != NULL;
 }
 
@@ -98,6 +129,7 @@ struct srv_client *srv_hello(struct srv_conn *conn, uint32_t xid, const rf_hello
 	struct srv *srv = conn->srv;
 	struct srv_client *client;
 	struct srv_holder *h;
+	struct srv_row *row;
 	unsigned nuid;
 	char text[128];
 
@@ -124,18 +156,17 @@ struct srv_client *srv_hello(struct srv_conn *conn, uint32_t xid, const rf_hello
 		return NULL;
 	}
 	if (!client) {
-		client = srv_alloc(sizeof(*client));
-		client->srv = srv;
-		client->uid = conn->peer.uid;
-		memcpy(client->id, hello->client, sizeof(client->id));
-		LIST_INIT(&client->holders);
-		TAILQ_INIT(&client->brks);
-		TAILQ_INIT(&client->waits);
-		TAILQ_INIT(&client->changes);
-		TAILQ_INSERT_TAIL(&srv->clients, client, link);
+		row = srv_row_new(srv, conn->peer.uid, hello->client);
+		if (!row) {
+			srv_refuse(conn, xid, EUSERS,
+				   "too many clients to remember; try again in some minutes");
+			return NULL;
+		}
+		client = client_new(srv, row, conn->peer.uid, hello->client);
 	} else {
 		if (client->conn)
 			srv_conn_drop(client->conn);
+		unghost(client);
 		srv_brks_end(client);
 		LIST_FOREACH(h, &client->holders, in_client)
 		srv_holder_release(h);
@@ -174,11 +205,10 @@ bool srv_clients_reap(struct srv *srv, bool all)
 	srv_brks_end(c);
 	for (c = TAILQ_FIRST(&srv->clients); c; c = next) {
 		next = TAILQ_NEXT(c, link);
-		if (!client_idle(c) && !all)
-			continue;
-		if (all || (!c->memo && LIST_EMPTY(&c->holders)) ||
-		    srv_now() - c->away_since > AWAY_MS)
-			client_free(c);
+		if (c->ghost && srv_lease_over(c))
+			unghost(c);
+		if (all || (client_idle(c) && srv_now() - c->away_since > AWAY_MS))
+			client_free(c, all);
 	}
 	return !TAILQ_EMPTY(&srv->clients);
 }
@@ -194,17 +224,51 @@ struct srv_memo_entry *srv_memo_find(struct srv_client *client, uint64_t request
 	return NULL;
 }
 
-void srv_memo_add(struct srv_client *client, uint64_t request, const rf_applied *applied)
+static struct srv_memo_entry *memo_next(struct srv_client *client, uint64_t request)
 {
 	struct srv_memo *m = client->memo;
+	struct srv_memo_entry *e;
 
 	if (!m)
 		m = client->memo = srv_alloc(sizeof(*m));
 	m->id[m->next] = request;
-	m->entry[m->next].applied = *applied;
-	m->entry[m->next].applied.status.promise_ms = 0;
-	m->entry[m->next].sync_err = 0;
+	e = &m->entry[m->next];
+	memset(e, 0, sizeof(*e));
 	m->next = (m->next + 1) % SRV_MEMO;
 	if (m->n < SRV_MEMO)
 		m->n++;
+	return e;
+}
+
+void srv_memo_add(struct srv_client *client, uint64_t request, const rf_applied *applied)
+{
+	struct srv_memo_entry *e = memo_next(client, request);
+
+	e->applied = *applied;
+	e->applied.status.promise_ms = 0;
+	srv_row_remember(client->row, request, &applied->status.fid, applied->off);
+}
+
+/* ---- after a restart ---- */
+
+struct srv_client *srv_client_back(struct srv *srv, struct srv_row *row, uid_t uid,
+				   const char id[16], uint64_t lease_end)
+{
+	struct srv_client *client = client_new(srv, row, uid, id);
+	uint64_t now = srv_now(), most = now + SRV_LEASE_MAX_MS + SLACK_MS;
+
+	client->away_since = now;
+	client->lease_end = lease_end < most ? lease_end : most;
+	client->ghost = client->lease_end > now;
+	srv->nghosts += client->ghost;
+	return client;
+}
+
+void srv_memo_back(struct srv_client *client, uint64_t request, const rf_fid *fid, uint64_t off)
+{
+	struct srv_memo_entry *e = memo_next(client, request);
+
+	e->applied.off = off;
+	e->applied.status.fid = *fid;
+	e->before = true;
 }

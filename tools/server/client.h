@@ -5,8 +5,7 @@
 
 #include "conn.h"
 #include "ident.h"
-
-#define SRV_MEMO 1024u
+#include "state.h"
 
 /* The last requests that changed something, and what they were told. */
 struct srv_memo {
@@ -15,6 +14,7 @@ struct srv_memo {
 	struct srv_memo_entry {
 		rf_applied applied;
 		int sync_err;
+		bool before; /* the server was restarted since: of the status the fid only */
 	} entry[SRV_MEMO];
 };
 
@@ -35,6 +35,8 @@ struct srv_client {
 	uint64_t last_brk;
 	unsigned nbrks, nwaits;
 	struct srv_memo *memo;
+	struct srv_row *row; /* what outlives the server */
+	bool ghost; /* of before a restart, not heard of since: may hold promises of then */
 };
 
 /* NULL: refused, the peer has been told. */
@@ -48,6 +50,12 @@ void srv_client_away(struct srv_client *client);
 bool srv_clients_reap(struct srv *srv, bool all);
 
 struct srv_memo_entry *srv_memo_find(struct srv_client *client, uint64_t request);
+/* The request is done from now on, whatever becomes of the server. */
 void srv_memo_add(struct srv_client *client, uint64_t request, const rf_applied *applied);
+
+/* After a restart: a client of before, and what it had asked for. */
+struct srv_client *srv_client_back(struct srv *srv, struct srv_row *row, uid_t uid,
+				   const char id[16], uint64_t lease_end);
+void srv_memo_back(struct srv_client *client, uint64_t request, const rf_fid *fid, uint64_t off);
 
 #endif

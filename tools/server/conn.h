@@ -12,8 +12,6 @@ struct srv_out {
 	unsigned char data[];
 };
 
-TAILQ_HEAD(srv_ops, srv_op);
-
 struct srv_conn {
 	TAILQ_ENTRY(srv_conn) link;
 	TAILQ_ENTRY(srv_conn) ready_link;

@@ -255,7 +255,7 @@ static int found(struct srv_op *op)
 
 	err = srv_file_adopt(op->file, op->sf);
 	op->sf = NULL;
-	if (err)
+	if (err || op->replay)
 		return err;
 	srv_holder_get(op->file, op->client)->found |= found_bit(op);
 	op->found = true;
@@ -366,7 +366,8 @@ static void resolve_done(uv_work_t *work, int status)
 
 /*
  * 1: the file is there and may be known to whom this is for; 0: a pool thread looks, the op comes
- * back.  What is applied may be made durable whoever asks.
+ * back.  What is applied may be made durable whoever asks; what was applied is so whatever rights are
+ * left: the server looks with its own.
  */
 static int resolve(struct srv_op *op)
 {
@@ -374,9 +375,9 @@ static int resolve(struct srv_op *op)
 	bool held = h && op->file->sf;
 	int err;
 
-	if (held && (op->msg.body.type == RF_SYNC || op->replay))
+	if (op->replay ? op->file->sf != NULL : held && op->msg.body.type == RF_SYNC)
 		return 1;
-	err = rights(op);
+	err = op->replay ? 0 : rights(op);
 	if (err)
 		return err;
 	if (held && (op->found || h->found & found_bit(op)))
@@ -587,6 +588,27 @@ static void exec_sync(struct srv_op *op)
 	op_free(op);
 }
 
+/* A change that was applied before. */
+static void exec_replay(struct srv_op *op)
+{
+	struct rf_msg msg = {.xid = op->xid, .body.type = RF_APPLIED};
+	rf_applied *applied = &msg.body.rf_body_u.applied;
+	int err;
+
+	if (op->untold && op->conn) {
+		err = srv_file_refresh(op->file);
+		if (err) {
+			op_fail(op, err);
+			return;
+		}
+		applied->off = op->change.off;
+		srv_file_status(op->file, op->client, &applied->status);
+		if (op->conn)
+			srv_send(op->conn, &msg, NULL, 0);
+	}
+	exec_sync(op);
+}
+
 /* ---- changing ---- */
 
 /* What a break needs to say about a change; ranges and data are to be freed. */
@@ -762,15 +784,19 @@ static void change_applied(struct srv_op *op)
 static void change_finish(struct srv_op *op)
 {
 	struct store_change *ch = &op->change;
+	struct store_undo *undo = ch->undo;
 	struct srv_file *file = op->file;
+	struct srv *srv = op->vol->srv;
 
 	file->seq++;
 	if (ch->touched)
 		srv_file_compare(file, &ch->before);
 	if (!op->err) {
-		change_applied(op);
+		change_applied(op); /* remembers it */
+		srv_undo_put(srv, undo);
 		return;
 	}
+	srv_undo_put(srv, undo);
 	if (ch->touched)
 		file->attr = ch->after;
 	if (ch->torn) {
@@ -817,6 +843,7 @@ static void change_done(uv_work_t *work, int status)
 	change_finish(op);
 	srv_op_next(file);
 	srv_file_put(file);
+	srv_op_undo(srv);
 	srv_flush(srv);
 }
 
@@ -849,6 +876,19 @@ static void change_fill(struct srv_op *op)
 	}
 }
 
+/* All undo records are in use by pool threads. */
+static void undo_wait(struct srv_op *op)
+{
+	int err = op_own(op);
+
+	if (err) {
+		op_fail(op, err);
+		return;
+	}
+	op->file->busy = op;
+	TAILQ_INSERT_TAIL(&op->vol->srv->undo_wait, op, in_file);
+}
+
 static void exec_change(struct srv_op *op)
 {
 	struct srv_file *file = op->file;
@@ -859,6 +899,12 @@ static void exec_change(struct srv_op *op)
 		return;
 	}
 	change_fill(op);
+	err = srv_undo_get(op->vol, op->client->row, request_id(&op->msg), target(&op->msg)->path,
+			   &op->change.undo);
+	if (err) {
+		undo_wait(op);
+		return;
+	}
 	file->seq++;
 	op->err = op->len > INLINE_STORE ? -EAGAIN : change_call(op, true);
 	if (op->err != -EAGAIN) {
@@ -867,12 +913,29 @@ static void exec_change(struct srv_op *op)
 	}
 	err = op_own(op);
 	if (err) {
+		srv_undo_put(op->vol->srv, op->change.undo);
 		op_fail(op, err);
 		return;
 	}
 	op->change.data = op->payload;
 	file->busy = op;
 	submit(op, change_work, change_done);
+}
+
+void srv_op_undo(struct srv *srv)
+{
+	struct srv_file *file;
+	struct srv_op *op;
+
+	while (srv_undo_free(srv) && (op = TAILQ_FIRST(&srv->undo_wait))) {
+		TAILQ_REMOVE(&srv->undo_wait, op, in_file);
+		file = op->file;
+		file->uses++;
+		file->busy = NULL;
+		op_exec(op);
+		srv_op_next(file);
+		srv_file_put(file);
+	}
 }
 
 /* ---- dispatch ---- */
@@ -899,7 +962,9 @@ static void op_exec(struct srv_op *op)
 		exec_status(op, op->msg.body.rf_body_u.status.promise);
 	else if (type == RF_FETCH)
 		exec_fetch(op);
-	else if (type == RF_SYNC || op->replay)
+	else if (op->replay)
+		exec_replay(op);
+	else if (type == RF_SYNC)
 		exec_sync(op);
 	else
 		exec_change(op);
@@ -923,7 +988,7 @@ static void op_enqueue(struct srv_op *op)
 
 /*
  * A change that was asked for before, on a connection that was lost: it is done once.  True: it is
- * taken care of; else op goes on, for its durability only if replay is set.
+ * taken care of; else op goes on, as a replay if that is set.
  */
 static bool repeated(struct srv_op *op)
 {
@@ -933,6 +998,7 @@ static bool repeated(struct srv_op *op)
 	struct srv_op *before;
 	struct srv_file *file;
 	struct srv_wait *w;
+	rf_fid *fid;
 
 	op->replay = true; /* so that it does not find itself */
 	before = srv_op_find(op->client, id);
@@ -953,6 +1019,15 @@ static bool repeated(struct srv_op *op)
 		op->replay = false;
 		return false;
 	}
+	fid = &target(&op->msg)->fid;
+	if (memo->applied.status.fid.ino != fid->ino || memo->applied.status.fid.gen != fid->gen) {
+		op_fail(op, -EINVAL);
+		return true;
+	}
+	op->untold = memo->before;
+	op->change.off = memo->applied.off;
+	if (op->untold)
+		return false;
 	msg.body.rf_body_u.applied = memo->applied;
 	srv_send(op->conn, &msg, NULL, 0);
 	TAILQ_FOREACH(w, &op->client->waits, link)
@@ -1007,6 +1082,7 @@ static void attach(struct srv_conn *conn, uint32_t xid, const rf_volume *v)
 	}
 	conn->volumes |= (uint64_t)1 << i;
 	msg.body.rf_body_u.volume_r.volume = i;
+	msg.body.rf_body_u.volume_r.memory = srv_row_memory(conn->client->row);
 	srv_send(conn, &msg, NULL, 0);
 }
 

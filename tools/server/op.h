@@ -23,6 +23,7 @@ struct srv_op {
 	size_t charged;
 
 	bool replay; /* applied before: only its durability is asked for */
+	bool untold; /* and APPLIED, because that was before a restart: at change.off */
 
 	struct srv_file *file;
 	bool found; /* the file, by a name, for this op */
@@ -41,6 +42,8 @@ struct srv_op {
 
 /* Take over msg and look at payload (which is good until return).  After HELLO only. */
 void srv_request(struct srv_conn *conn, struct rf_msg *msg, void *payload, size_t len);
+/* Undo records may be free: go on with the changes that wait for one. */
+void srv_op_undo(struct srv *srv);
 /* The file is not busy any more: go on with its queue. */
 void srv_op_next(struct srv_file *file);
 /* The request of this client that changes something, with this id, that is under way. */

@@ -14,6 +14,9 @@
  * A client whose connection is lost keeps its promises until then, because it may not know yet.
  * GIVE_UP and HELLO end them at once: the client has stripped before it says so.
  *
+ * After a restart it is not known who holds what.  Whoever was here before and has not said HELLO
+ * since (a ghost) is waited for by all changes, as if it held all files.
+ *
  * A break never lengthens a lease, else a client that is stuck could be waited for for ever.
  *
  * Locks: none (loop thread).
@@ -105,9 +108,9 @@ static void lease_at(struct srv *srv, uint64_t end)
 }
 
 /* Remember that id is to be acknowledged; a second entry of one id is for a second wait. */
-static void brk_add(struct srv_holder *h, uint64_t id, uint64_t until, struct srv_wait *wait)
+static void brk_add(struct srv_client *client, struct srv_holder *h, uint64_t id, uint64_t until,
+		    struct srv_wait *wait)
 {
-	struct srv_client *client = h->client;
 	struct srv_brk *b = srv_alloc(sizeof(*b)), *prev;
 
 	b->id = id;
@@ -221,12 +224,25 @@ static void tell(struct srv_holder *h, const struct srv_note *note, bool known, 
 	srv_send(h->client->conn, &msg, push ? note->data : NULL, push ? note->len : 0);
 }
 
+static void ghosts_wait(struct srv *srv, struct srv_wait *wait)
+{
+	struct srv_client *c;
+
+	if (!srv->nghosts || !wait)
+		return;
+	TAILQ_FOREACH(c, &srv->clients, link)
+	if (c->ghost && !srv_lease_over(c))
+		brk_add(c, NULL, 0, 0, wait);
+}
+
 void srv_break(struct srv_file *file, const struct srv_note *note, struct srv_client *changer,
 	       struct srv_wait *wait)
 {
 	struct srv_holder *h, *next;
 	bool live, known;
 	uint64_t id;
+
+	ghosts_wait(file->vol->srv, wait);
 
 	for (h = LIST_FIRST(&file->holders); h; h = next) {
 		struct srv_client *client = h->client;
@@ -239,7 +255,7 @@ void srv_break(struct srv_file *file, const struct srv_note *note, struct srv_cl
 			continue;
 		if (!h->promise) {
 			if (h->unacked && wait)
-				brk_add(h, h->unacked, h->until, wait);
+				brk_add(client, h, h->unacked, h->until, wait);
 			continue;
 		}
 		id = ++client->last_brk;
@@ -249,7 +265,7 @@ void srv_break(struct srv_file *file, const struct srv_note *note, struct srv_cl
 			h->unacked = live ? id : 0;
 		}
 		if (live)
-			brk_add(h, id, h->until, wait);
+			brk_add(client, h, id, h->until, wait);
 		/* Also if the lease is over: so that it does not believe in the promise again. */
 		if (client->conn)
 			tell(h, note, known, id);
@@ -266,6 +282,7 @@ void srv_breaks_wait(struct srv_file *file, struct srv_wait *wait)
 	struct srv_brk *b;
 	uint64_t last;
 
+	ghosts_wait(file->vol->srv, wait);
 	LIST_FOREACH(h, &file->holders, in_file)
 	{
 		if (h->client == wait->client)
@@ -277,7 +294,7 @@ void srv_breaks_wait(struct srv_file *file, struct srv_wait *wait)
 			if (b->holder != h || b->id == last)
 				continue;
 			last = b->id;
-			brk_add(h, b->id, b->until, wait);
+			brk_add(h->client, h, b->id, b->until, wait);
 		}
 	}
 }

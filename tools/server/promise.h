@@ -24,7 +24,7 @@ struct srv_brk {
 	TAILQ_ENTRY(srv_brk) link;
 	uint64_t id;
 	uint64_t until;
-	struct srv_holder *holder; /* NULL: it forgot the file */
+	struct srv_holder *holder; /* NULL: it forgot the file, or id is 0: a ghost's */
 	struct srv_wait *wait;
 };
 
@@ -66,7 +66,10 @@ bool srv_holder_busy(const struct srv_holder *h);
 /* Tell all holders but changer (NULL: all); wait (may be NULL) is held up until they answered. */
 void srv_break(struct srv_file *file, const struct srv_note *note, struct srv_client *changer,
 	       struct srv_wait *wait);
-/* wait is held up until all breaks of this file that others were sent are acknowledged, too. */
+/*
+ * wait is held up until all breaks of this file that others were sent are acknowledged, too, and
+ * those are back who were here before a restart.
+ */
 void srv_breaks_wait(struct srv_file *file, struct srv_wait *wait);
 /* False: no such break was ever sent. */
 bool srv_ack(struct srv_client *client, uint64_t id);

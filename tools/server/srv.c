@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "file.h"
+#include "state.h"
 
 #define TICK_MS 1000u
 #define SCAN 2000u /* files a tick; more of them are looked at in more, shorter ticks */
@@ -55,6 +56,7 @@ static void on_tick(uv_timer_t *timer)
 	uint64_t ms = TICK_MS;
 
 	more |= srv_clients_reap(srv, false);
+	more |= srv_state_tick(srv);
 	if (srv->nopen > SCAN)
 		ms = (uint64_t)TICK_MS * SCAN / srv->nopen;
 	if (more && !srv->stopping)
@@ -175,19 +177,11 @@ static int start_listening(struct srv *srv, const char *addr)
 {
 	const char *why;
 
-	srv->transport = rf_transport_find(addr, &srv->rest);
-	if (!srv->transport) {
-		srv_log("--listen %s: unknown kind of address; use unix:PATH", addr);
-		return -EINVAL;
-	}
 	srv->lfd = srv->transport->listen(srv->rest);
 	if (srv->lfd >= 0)
 		return 0;
 	why = srv->lfd == -EADDRINUSE ? "another server listens there; stop it or take another path"
-	      : srv->lfd == -ENAMETOOLONG ? "the path is too long; take one of at most 107 bytes"
 	      : srv->lfd == -ENOTSOCK ? "something that is no socket is there; take another path"
-	      : srv->lfd == -EINVAL   ? "a path is missing; use unix:PATH"
-	      : srv->lfd == -ENOENT   ? "the directory of the socket is not there; make it first"
 				      : strerror(-srv->lfd);
 	srv_log("--listen %s: %s", addr, why);
 	return srv->lfd;
@@ -223,6 +217,15 @@ static int start(struct srv *srv, const struct srv_config *config)
 		if (err)
 			return err;
 	}
+	srv->transport = rf_transport_find(config->listen, &srv->rest);
+	if (!srv->transport) {
+		srv_log("--listen %s: unknown kind of address; use unix:PATH", config->listen);
+		return -EINVAL;
+	}
+	err = srv_state_open(srv, srv->rest);
+	if (err)
+		return err;
+	srv_state_recover(srv);
 	srv->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	err = start_listening(srv, config->listen);
 	if (err)
@@ -255,6 +258,7 @@ int srv_run(const struct srv_config *config)
 	TAILQ_INIT(&srv->conns);
 	TAILQ_INIT(&srv->ready);
 	TAILQ_INIT(&srv->clients);
+	TAILQ_INIT(&srv->undo_wait);
 	RB_INIT(&srv->files);
 	RB_INIT(&srv->keys.tree);
 	TAILQ_INIT(&srv->lru);
@@ -279,6 +283,7 @@ int srv_run(const struct srv_config *config)
 	srv_keys_free(&srv->keys);
 	for (i = 0; i < srv->nvols; i++)
 		srv->vol[i].ops->close(srv->vol[i].vol);
+	srv_state_close(srv);
 	if (srv->lfd >= 0)
 		close(srv->lfd);
 	if (srv->spare_fd >= 0)

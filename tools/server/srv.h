@@ -26,6 +26,8 @@
 
 #define SRV_MAX_VOLUMES 64
 
+#define SRV_LEASE_MAX_MS (3600u * 1000)
+
 struct srv_conn;
 struct srv_client;
 struct srv_file;
@@ -56,6 +58,7 @@ struct srv_config {
 
 TAILQ_HEAD(srv_conns, srv_conn);
 TAILQ_HEAD(srv_clients, srv_client);
+TAILQ_HEAD(srv_ops, srv_op);
 RB_HEAD(srv_files, srv_file);
 TAILQ_HEAD(srv_lru, srv_file);
 
@@ -84,7 +87,10 @@ struct srv {
 	struct srv_files files;
 	struct srv_lru lru; /* files that are held open, least recently used first */
 	unsigned nconns, nopen, max_files;
-	struct srv_file *scan; /* where housekeeping goes on */
+	unsigned nghosts; /* clients of before a restart that have not come back */
+	struct srv_state *state;
+	struct srv_ops undo_wait; /* changes that wait for an undo record */
+	struct srv_file *scan;    /* where housekeeping goes on */
 };
 
 /* Serve until SIGTERM or SIGINT; 0 or an exit status, with one line on stderr. */

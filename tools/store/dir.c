@@ -11,10 +11,18 @@
  * Names are looked up by openat2 with RESOLVE_BENEATH, NO_MAGICLINKS and NO_XDEV from the export's
  * root: no "..", symlink or mount leads out.
  *
- * Whole or not at all.  Before a store the bytes that it will overwrite are read.  If they are in
- * memory that costs little and says at the same time that the store will not wait for a disk.  For
- * one range that is not in memory its blocks are allocated beforehand instead, and only the pages
- * at its edges are read; then nothing is left that could fail halfway.
+ * Whole or not at all.  Before a store the bytes that it will overwrite are read, into the server's
+ * undo record if there is one.  If they are in memory that costs little and says at the same time
+ * that the store will not wait for a disk.  Without an undo record, for one range that is not in
+ * memory its blocks are allocated beforehand instead, and only the pages at its edges are read; then
+ * nothing is left that could fail halfway.
+ *
+ * SIGKILL ends a write between two pages, and even inside one if its source is not in memory just
+ * then; so every store and append arms the undo record, however small: the old bytes are read
+ * anyway.  If neither the peer nor the server itself may read the file it is not armed, and a crash
+ * may leave half of a store.  An append is cut off again only if what is at its place are its own
+ * bytes.  A truncation or a punched hole cannot be undone; file systems mostly do not stop in the
+ * middle of one, and it is finished after a crash.
  *
  * Locks: vol->lock for the kept descriptors and for what watch.c needs to know of our own changes;
  * never held across a call that can wait.
@@ -485,10 +493,11 @@ struct dir_change {
 	struct store_file *file;
 	struct store_change *ch;
 	int fd;
-	bool readable;
+	int rfd; /* for reading: the same, or one with the server's own rights, or -1 */
 	bool nowait;
-	unsigned char
-	    *old; /* the bytes that were in all ranges, one after the other; NULL: not read */
+	/* The bytes that were in all ranges, one after the other; NULL: not read.  ch->undo's data
+	 * if there is one. */
+	unsigned char *old;
 };
 
 /* The creator of a read-only file goes on writing through the descriptor of its creation. */
@@ -505,6 +514,15 @@ static int open_made(struct store_file *file, const struct store_cred *cred)
 	return fd < 0 ? -errno : fd;
 }
 
+static void change_close(struct dir_change *c)
+{
+	if (c->rfd >= 0 && c->rfd != c->fd)
+		close(c->rfd);
+	close(c->fd);
+	if (!c->ch->undo)
+		free(c->old);
+}
+
 static int change_begin(struct dir_change *c, struct store_file *file,
 			const struct store_cred *cred, struct store_change *ch, bool nowait)
 {
@@ -514,27 +532,29 @@ static int change_begin(struct dir_change *c, struct store_file *file,
 	c->file = file;
 	c->ch = ch;
 	c->nowait = nowait;
-	c->readable = true;
 	ch->touched = false;
 	ch->torn = false;
 	err = store_cred_enter(cred);
 	if (err)
 		return err;
-	c->fd = reopen(file, O_RDWR, nowait);
-	if (c->fd == -EACCES) {
-		c->fd = reopen(file, O_WRONLY, nowait);
-		c->readable = c->fd < 0;
-	}
+	c->fd = c->rfd = reopen(file, O_RDWR, nowait);
 	if (c->fd == -EACCES)
-		c->fd = open_made(file, cred);
+		c->fd = reopen(file, O_WRONLY, nowait);
+	if (c->fd == -EACCES)
+		c->fd = c->rfd = open_made(file, cred);
 	if (c->fd < 0)
 		return c->fd;
-	err = dir_attr(file, c->fd, &ch->before);
+	if (c->rfd < 0 && ch->undo) {
+		c->rfd = store_cred_enter(NULL) ? -1 : reopen(file, O_RDONLY, nowait);
+		err = store_cred_enter(cred);
+	}
+	if (!err)
+		err = dir_attr(file, c->fd, &ch->before);
 	/* Without a name nobody would ever see it. */
 	if (!err && !ch->before.nlink)
 		err = -ESTALE;
 	if (err) {
-		close(c->fd);
+		change_close(c);
 		return err;
 	}
 	pthread_mutex_lock(&file->vol->lock);
@@ -565,8 +585,7 @@ static int change_end(struct dir_change *c, bool touched, int err)
 		file->own_size = ch->after.size;
 	}
 	pthread_mutex_unlock(&file->vol->lock);
-	close(c->fd);
-	free(c->old);
+	change_close(c);
 	return err;
 }
 
@@ -586,9 +605,9 @@ static int edge(struct dir_change *c, uint64_t off, uint64_t size, bool resident
 
 	if (off % PAGE == 0 || off / PAGE * PAGE >= size)
 		return 0;
-	if (!c->readable)
+	if (c->rfd < 0)
 		return resident ? -EAGAIN : 0;
-	n = read_all(c->fd, &b, 1, off / PAGE * PAGE, resident);
+	n = read_all(c->rfd, &b, 1, off / PAGE * PAGE, resident);
 	return n < 0 ? (int)n : 0;
 }
 
@@ -597,6 +616,7 @@ static int undo_read(struct dir_change *c, uint64_t limit, bool resident)
 {
 	struct store_change *ch = c->ch;
 	uint64_t size = ch->before.size, total = 0, pos = 0;
+	unsigned char *old;
 	size_t i;
 	ssize_t n;
 
@@ -604,26 +624,65 @@ static int undo_read(struct dir_change *c, uint64_t limit, bool resident)
 		size = limit;
 	for (i = 0; i < ch->nranges; i++)
 		total += inside(&ch->ranges[i], size);
-	free(c->old);
-	c->old = malloc(total ? total : 1);
-	if (!c->old)
+	if (ch->undo && (total > STORE_UNDO_DATA || ch->nranges > RF_MAX_RANGES))
+		return -EINVAL;
+	old = ch->undo ? ch->undo->data : malloc(total ? total : 1);
+	if (!old)
 		return -ENOMEM;
 	for (i = 0; i < ch->nranges; i++) {
 		uint64_t len = inside(&ch->ranges[i], size);
 
 		if (!len)
 			continue;
-		n = read_all(c->fd, c->old + pos, len, ch->ranges[i].off, resident);
-		if (n >= 0 && (uint64_t)n < len) /* somebody else truncates it: zeros then */
-			memset(c->old + pos + n, 0, len - (uint64_t)n);
+		n = read_all(c->rfd, old + pos, len, ch->ranges[i].off, resident);
 		if (n < 0) {
-			free(c->old);
-			c->old = NULL;
+			if (!ch->undo)
+				free(old);
 			return (int)n;
 		}
+		if ((uint64_t)n < len) /* somebody else truncates it: zeros then */
+			memset(old + pos + n, 0, len - (uint64_t)n);
 		pos += len;
 	}
+	c->old = old;
 	return 0;
+}
+
+static void undo_arm(struct dir_change *c, uint32_t how, uint64_t size, uint64_t end, uint64_t len)
+{
+	struct store_undo *u = c->ch->undo;
+
+	u->fid = c->file->fid;
+	u->size = size;
+	u->end = end;
+	u->len = len;
+	atomic_store_explicit(&u->armed, how, memory_order_release);
+}
+
+/* The old bytes have been read: from here on a crash is undone. */
+static void store_arm(struct dir_change *c, uint64_t limit)
+{
+	struct store_change *ch = c->ch;
+	struct store_undo *u = ch->undo;
+	uint64_t size = ch->before.size, end = size, total = 0;
+	size_t i;
+
+	if (!u || !c->old)
+		return;
+	u->nranges = 0;
+	for (i = 0; i < ch->nranges; i++) {
+		const rf_range *r = &ch->ranges[i];
+		uint64_t len = inside(r, limit < size ? limit : size), to = inside(r, limit);
+
+		if (to && r->off + to > end)
+			end = r->off + to;
+		if (!len)
+			continue;
+		u->range[u->nranges].off = r->off;
+		u->range[u->nranges++].len = len;
+		total += len;
+	}
+	undo_arm(c, STORE_UNDO_BYTES, size, end, total);
 }
 
 /* Allocate what ranges will write, so that writing cannot run out of space. */
@@ -653,14 +712,14 @@ static int store_prepare(struct dir_change *c, uint64_t limit, bool *touched)
 	rf_range *r = ch->ranges;
 	int err;
 
-	if (c->readable) {
+	if (c->rfd >= 0) {
 		err = undo_read(c, limit, !c->file->vol->ram);
 		if (err != -EAGAIN)
 			return err;
 	}
 	if (c->nowait)
 		return -EAGAIN;
-	if (ch->nranges > 1 && c->readable)
+	if (c->rfd >= 0 && (ch->nranges > 1 || ch->undo))
 		return undo_read(c, limit, false);
 	if (ch->nranges == 1) {
 		err = edge(c, r->off, size, false);
@@ -671,7 +730,7 @@ static int store_prepare(struct dir_change *c, uint64_t limit, bool *touched)
 	}
 	*touched = true;
 	err = allocate(c, limit);
-	if (err == -EOPNOTSUPP && c->readable)
+	if (err == -EOPNOTSUPP && c->rfd >= 0)
 		return undo_read(c, limit, false);
 	if (err == -EOPNOTSUPP)
 		return 0;
@@ -780,6 +839,7 @@ static int dir_store(struct store_file *file, const struct store_cred *cred,
 	if (err)
 		return change_end(&c, touched, err);
 	touched = true;
+	store_arm(&c, limit);
 	for (i = 0; i < ch->nranges; i++) {
 		uint64_t len = inside(&ch->ranges[i], limit);
 
@@ -815,6 +875,11 @@ static int dir_append(struct store_file *file, const struct store_cred *cred,
 		err = edge(&c, ch->before.size, ch->before.size, true);
 		if (err)
 			return change_end(&c, false, err);
+	}
+	if (ch->undo && ch->len <= STORE_UNDO_DATA) {
+		memcpy(ch->undo->data, ch->data, ch->len);
+		ch->undo->nranges = 0;
+		undo_arm(&c, STORE_UNDO_APPEND, ch->off, ch->off + ch->len, ch->len);
 	}
 	/* RWF_APPEND and not an offset: others may append to the same file. */
 	while (done < ch->len) {
@@ -869,6 +934,13 @@ static int dir_resize(struct store_file *file, const struct store_cred *cred,
 		if (err)
 			return change_end(&c, false, err);
 	}
+	if (ch->undo && (!ch->grow_only || (end > size && !ch->keep_size))) {
+		ch->undo->nranges = 0;
+		if (end < size)
+			undo_arm(&c, STORE_UNDO_FINISH, end, 0, 0);
+		else
+			undo_arm(&c, STORE_UNDO_BYTES, size, end, 0);
+	}
 	if (ch->grow_only && ch->alloc_off < end) {
 		if (fallocate(c.fd, ch->keep_size ? FALLOC_FL_KEEP_SIZE : 0, (off_t)ch->alloc_off,
 			      (off_t)(end - ch->alloc_off)))
@@ -900,6 +972,11 @@ static int dir_punch(struct store_file *file, const struct store_cred *cred,
 		return err;
 	if (nowait && !file->vol->ram)
 		return change_end(&c, false, -EAGAIN);
+	if (ch->undo) {
+		ch->undo->nranges = 1;
+		ch->undo->range[0] = *r;
+		undo_arm(&c, STORE_UNDO_FINISH, UINT64_MAX, 0, 0);
+	}
 	if (fallocate(c.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)r->off,
 		      (off_t)r->len)) {
 		err = -errno;
@@ -909,6 +986,118 @@ static int dir_punch(struct store_file *file, const struct store_cred *cred,
 	r->len = inside(r, ch->before.size);
 	ch->nranges = r->len > 0;
 	return change_end(&c, true, 0);
+}
+
+/* ---- after a crash ---- */
+
+/* The bytes of one range, a page at a time; what is so already is left alone: it may be a hole. */
+static int recover_range(int fd, const rf_range *r, const unsigned char *old)
+{
+	unsigned char now[PAGE];
+	uint64_t at, len;
+	size_t done;
+	ssize_t n;
+	int err;
+
+	for (at = 0; at < r->len; at += len) {
+		len = r->len - at < PAGE ? r->len - at : PAGE;
+		n = read_all(fd, now, len, r->off + at, false);
+		if (n < 0)
+			return (int)n;
+		if ((uint64_t)n == len && !memcmp(now, old + at, len))
+			continue;
+		err = write_all(fd, old + at, len, r->off + at, &done);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+static int recover_bytes(int fd, const struct store_undo *u, uint64_t size)
+{
+	uint64_t pos = u->len;
+	uint32_t i;
+	int err;
+
+	for (i = u->nranges; i-- > 0;) {
+		pos -= u->range[i].len;
+		err = recover_range(fd, &u->range[i], u->data + pos);
+		if (err)
+			return err;
+	}
+	if (size == u->size)
+		return 0;
+	if (size > u->end)
+		return -EEXIST;
+	return ftruncate(fd, (off_t)(size < u->size ? size : u->size)) ? -errno : 0;
+}
+
+static int recover_append(int fd, const struct store_undo *u, uint64_t size)
+{
+	uint64_t len;
+	unsigned char *now;
+	ssize_t n;
+
+	if (size <= u->size)
+		return 0;
+	len = size - u->size < u->len ? size - u->size : u->len;
+	now = malloc(len);
+	if (!now)
+		return -ENOMEM;
+	n = read_all(fd, now, len, u->size, false);
+	if (n >= 0 && ((uint64_t)n < len || memcmp(now, u->data, len) != 0))
+		n = -EEXIST;
+	free(now);
+	if (n < 0)
+		return (int)n;
+	if (len == u->len)
+		return 1;
+	return ftruncate(fd, (off_t)u->size) ? -errno : 0;
+}
+
+static int recover_finish(int fd, const struct store_undo *u, uint64_t size)
+{
+	uint32_t i;
+
+	for (i = 0; i < u->nranges; i++)
+		if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			      (off_t)u->range[i].off, (off_t)u->range[i].len))
+			return -errno;
+	if (size > u->size && ftruncate(fd, (off_t)u->size))
+		return -errno;
+	return 1;
+}
+
+static int dir_recover(struct store_vol *vol, const char *path, const struct store_undo *u)
+{
+	uint32_t how = atomic_load(&u->armed);
+	struct store_file file = {.vol = vol};
+	struct stat st;
+	bool handle;
+	int fd, err;
+
+	err = store_cred_enter(NULL);
+	if (err)
+		return err;
+	file.fd = beneath(vol, path, O_PATH, 0, false);
+	if (file.fd < 0)
+		return file.fd == -ENOENT || file.fd == -ENOTDIR ? -ESTALE : file.fd;
+	err = fstat(file.fd, &st) ? -errno : 0;
+	if (!err && (!S_ISREG(st.st_mode) || st.st_ino != u->fid.ino ||
+		     dir_generation(file.fd, &handle) != u->fid.gen))
+		err = -ESTALE;
+	fd = err ? err : reopen(&file, O_RDWR, false);
+	close(file.fd);
+	if (fd < 0)
+		return fd;
+	if (how == STORE_UNDO_BYTES)
+		err = recover_bytes(fd, u, (uint64_t)st.st_size);
+	else if (how == STORE_UNDO_APPEND)
+		err = recover_append(fd, u, (uint64_t)st.st_size);
+	else
+		err = recover_finish(fd, u, (uint64_t)st.st_size);
+	close(fd);
+	return err;
 }
 
 /* ---- durability, and the end ---- */
@@ -962,6 +1151,7 @@ const struct store_ops store_dir = {
     .append = dir_append,
     .resize = dir_resize,
     .punch = dir_punch,
+    .recover = dir_recover,
     .never_durable = dir_never_durable,
     .sync = dir_sync,
     .watch = dir_watch,
