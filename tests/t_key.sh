@@ -133,4 +133,19 @@ refused_first() { # N HOW
 check refused-under-the-first-key-store refused_first 6 store
 check refused-under-the-first-key-write refused_first 7 pwrite
 
+# Revoked: nothing is read or written any more under the key; who has another is not disturbed.
+no_read() { [ "$(ask k pread 8 1 4096)" = 'err EKEYREVOKED' ]; }
+revoked() {
+	key k "$ONE" && want k ok open 8 "$T/vol/f8" rw && want k ok map 8 8 rw 0 "$LEN" &&
+		want k 61 load 8 0 1 && want a ok open 9 "$T/vol/f9" rw || return
+	printf 'secret of-one\nrevoked\n' >"$T/keys/one"
+	kill -HUP "$SERVER" && eventually 20 no_read && want k sigbus load 8 4096 1 &&
+		want k sigbus store 8 4096 7a && want k 'err EKEYREVOKED' pwrite 8 4096 7a &&
+		want k 'err EKEYREVOKED' open 9 "$T/vol/f9" r &&
+		grep -q 'SIGBUS at f8 offset 4096: Key has been revoked' "$T/k.err" &&
+		want a ok pwrite 9 4096 7b && want a ok fsync 9 &&
+		[ "$(tail -c +4097 "$T/vol/f9" | head -c 2)" = '{a' ]
+}
+check revoked revoked
+
 finish
