@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * agent_test.c - the parts of refault-agent that need no program and no server: options, runtime
- * directory, page words, diff, merge, the guard, the status table, the supervisor's table.
+ * directory, page words, diff, merge, the guard, the status table, the supervisor's table, keys.
  */
 #include <criterion/criterion.h>
 
@@ -19,7 +19,10 @@
 
 #include "tools/agent/conf.h"
 #include "tools/agent/keep.h"
+#include "tools/agent/key.h"
 #include "tools/agent/pages.h"
+#include "tools/agent/req.h"
+#include "tools/agent/server.h"
 #include "tools/agent/super.h"
 
 /* ---- options ---- */
@@ -63,6 +66,32 @@ Test(agent_conf, options)
 	cr_assert_eq(conf.timeout_ns, 3 * AG_SEC);
 }
 
+Test(agent_conf, dirty_bytes_and_switches)
+{
+	struct ag_conf conf;
+	char err[256] = "";
+
+	cr_assert_eq(parse(&conf, err, sizeof(err), NULL, NULL), 0);
+	cr_assert(conf.dirty_bytes == 0 && !conf.no_journal);
+	cr_assert_eq(parse(&conf, err, sizeof(err), "--dirty-bytes", "4M"), 0);
+	cr_assert_eq(conf.dirty_bytes, 4u << 20);
+	setenv("REFAULT_DIRTY_BYTES", "2M", 1);
+	setenv("REFAULT_DISABLE", "continue-wp,journal", 1);
+	cr_assert_eq(parse(&conf, err, sizeof(err), NULL, NULL), 0);
+	cr_assert(conf.dirty_bytes == 2u << 20 && conf.no_journal);
+	cr_assert_eq(parse(&conf, err, sizeof(err), "--dirty-bytes=1G", NULL), 0);
+	cr_assert_eq(conf.dirty_bytes, 1u << 30, "the option wins");
+	setenv("REFAULT_DISABLE", "journals,continue-wp,", 1);
+	cr_assert_eq(parse(&conf, err, sizeof(err), NULL, NULL), 0);
+	cr_assert_not(conf.no_journal);
+	setenv("REFAULT_DIRTY_BYTES", "lots", 1);
+	cr_assert_eq(parse(&conf, err, sizeof(err), NULL, NULL), -EINVAL);
+	cr_assert(strstr(err, "REFAULT_DIRTY_BYTES"));
+	/* An agent finds them in what it keeps of its starter's environment. */
+	ag_conf_clean_env();
+	cr_assert(getenv("REFAULT_DIRTY_BYTES") && getenv("REFAULT_DISABLE"));
+}
+
 Test(agent_conf, refusals_name_the_option)
 {
 	static const char *const bad[][2] = {
@@ -71,6 +100,7 @@ Test(agent_conf, refusals_name_the_option)
 	    {"--cache-bytes", "9Q"}, {"--cache-bytes=99999999999T", NULL},
 	    {"--nonsense", NULL},    {"--idle", NULL},
 	    {"extra", NULL},         {"--idle=18446744073709551615", NULL},
+	    {"--dirty-bytes", "0"},  {"--dirty-bytes", "x"},
 	};
 	struct ag_conf conf;
 
@@ -682,4 +712,143 @@ Test(agent_super, gives_up_after_five_crashes, .init = supervised)
 	ag_keeptab_init(&tab);
 	cr_assert_neq(ag_supervise(&conf, &tab, always_dies), 0);
 	cr_assert_eq(*lives, 5);
+}
+
+/* ---- keys ---- */
+
+/* A context and one file, as far as the table of keys looks at them. */
+static struct ag *some_ag(struct ag_vnode *vn, rf_word *word, uint32_t words)
+{
+	struct ag *ag = calloc(1, sizeof(*ag));
+
+	ag->keep = -1;
+	ag->vnode = calloc(2, sizeof(*ag->vnode));
+	ag->vnode[1] = vn;
+	ag->vnode_high = 1;
+	ag_list_init(&ag->servers);
+	ag_list_init(&ag->opens);
+	vn->ag = ag;
+	vn->word = word;
+	vn->cap = words;
+	ag_list_init(&vn->uses);
+	ag_list_init(&vn->reqs);
+	ag_list_init(&vn->ops);
+	return ag;
+}
+
+static int get(struct ag *ag, const char *name, const char *secret)
+{
+	return ag_key_get(ag, name, strlen(name), secret, strlen(secret));
+}
+
+Test(agent_keys, one_number_a_key)
+{
+	struct ag_vnode vn = {0};
+	struct ag *ag = some_ag(&vn, NULL, 0);
+	char name[300];
+	int a = get(ag, "alice", "s1"), b = get(ag, "bob", "s1"), a2 = get(ag, "alice", "s2");
+
+	cr_assert(a > 0 && b > 0 && a2 > 0 && a != b && a != a2 && b != a2);
+	cr_assert_eq(get(ag, "alice", "s1"), a);
+	cr_assert_eq(get(ag, "alice", "s2"), a2);
+	cr_assert_str_eq(ag_key_name(ag, (uint32_t)b), "bob");
+	cr_assert(strstr(ag_key_name(ag, 0), "uid "));
+	cr_assert_str_eq(ag_key_name(ag, RF_KEYS), "?");
+	cr_assert_eq(ag_key_check(ag, (uint32_t)a2), (uint32_t)a2);
+	cr_assert_eq(ag_key_check(ag, 40), 0, "there is no such key");
+	cr_assert_eq(ag_key_check(ag, 1u << 31), 0);
+
+	cr_assert_eq(get(ag, "", "s"), -EINVAL);
+	cr_assert_eq(get(ag, "x", ""), -EINVAL);
+	cr_assert_eq(get(ag, "a b", "s"), -EINVAL, "it would not be one word in the status");
+	cr_assert_eq(get(ag, "a\nb", "s"), -EINVAL);
+	memset(name, 'n', sizeof(name));
+	name[sizeof(name) - 1] = 0;
+	cr_assert_eq(get(ag, name, "s"), -EINVAL);
+	cr_assert_eq(get(ag, "x", name), -EINVAL);
+}
+
+Test(agent_keys, numbers_in_use_are_not_reused)
+{
+	rf_word word[4] = {0};
+	struct ag_vnode vn = {0};
+	struct ag *ag = some_ag(&vn, word, 4);
+	struct ag_server srv = {.shown = UINT64_MAX};
+	struct ag_use use = {0};
+	struct ag_req req = {0};
+	struct ag_op op = {0};
+	bool again[RF_KEYS] = {false};
+	char name[16];
+	int held[5], k;
+
+	ag_list_add(&ag->servers, &srv.link);
+	for (uint32_t i = 1; i < RF_KEYS; i++) {
+		snprintf(name, sizeof(name), "key%u", i);
+		cr_assert_eq(get(ag, name, "s"), (int)i);
+	}
+	/* An open file, a dirty page, a change under way, a request, a write() past EOF. */
+	use.keys = AG_KEY_BIT(held[0] = 3);
+	word[2] = (uint64_t)(held[1] = 7) << RF_W_KEY_SHIFT | dirty_word(1, 9);
+	op.key = (uint32_t)(held[2] = 20);
+	req.q.key = (uint32_t)(held[3] = 41);
+	vn.extend_key = (uint32_t)(held[4] = 63);
+	vn.size = 1;
+	vn.key = 5;
+	ag_list_add(&vn.uses, &use.by_vnode);
+	ag_list_add(&vn.ops, &op.link);
+	ag_list_add(&vn.reqs, &req.link);
+
+	for (uint32_t i = 0; i < RF_KEYS - 1 - 5; i++) {
+		snprintf(name, sizeof(name), "more%u", i);
+		k = get(ag, name, "s");
+		cr_assert(k > 0 && k < (int)RF_KEYS && !again[k], "number %d for the %u-th", k, i);
+		again[k] = true;
+		cr_assert_not(srv.shown & AG_KEY_BIT(k), "the server was told of the key before");
+	}
+	for (int i = 0; i < 5; i++) {
+		cr_assert_not(again[held[i]], "%d was in use", held[i]);
+		snprintf(name, sizeof(name), "key%d", held[i]);
+		cr_assert_str_eq(ag_key_name(ag, (uint32_t)held[i]), name);
+		cr_assert(srv.shown & AG_KEY_BIT(held[i]));
+	}
+	cr_assert_eq(vn.key, 0, "5 is somebody else's now");
+
+	/* Full, and all are in use. */
+	use.keys = UINT64_MAX;
+	cr_assert_eq(get(ag, "one-more", "s"), -ENFILE);
+	cr_assert_eq(get(ag, "key3", "s"), 3, "those that are there are found all the same");
+	use.keys = ~AG_KEY_BIT(3);
+	cr_assert_eq(get(ag, "one-more", "s"), 3);
+	use.keys = UINT64_MAX;
+	cr_assert_eq(get(ag, "key3", "s"), -ENFILE);
+}
+
+Test(agent_keys, outlive_a_crash)
+{
+	struct ag_vnode vn = {0};
+	struct ag *ag = some_ag(&vn, NULL, 0), *next;
+	struct ag_keeptab tab;
+	struct ag_keep *k;
+	int sp[2];
+
+	ag_keeptab_init(&tab);
+	cr_assert_eq(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sp), 0);
+	ag->keep = sp[0];
+	cr_assert_eq(get(ag, "alice", "s1"), 1);
+	cr_assert_eq(get(ag, "bob", "s2"), 2);
+	while (ag_keep_receive(sp[1], &tab) == 1)
+		;
+	next = some_ag(&vn, NULL, 0);
+	for (uint64_t id = 1; id <= 2; id++) {
+		k = ag_keep_find(&tab, AG_KEEP_KEY, id);
+		cr_assert(k);
+		cr_assert_eq(ag_key_adopt(next, k), 0);
+		cr_assert_eq(ag_key_adopt(next, k), -EPROTO, "twice");
+	}
+	cr_assert_eq(get(next, "bob", "s2"), 2);
+	cr_assert_eq(get(next, "alice", "s1"), 1);
+	cr_assert_eq(get(next, "alice", "other"), 3);
+	k->len--;
+	next = some_ag(&vn, NULL, 0);
+	cr_assert_eq(ag_key_adopt(next, k), -EPROTO, "cut short");
 }

@@ -111,12 +111,13 @@ bool ag_ops_applied(const struct ag_vnode *vn, uint64_t seq)
 	return true;
 }
 
-bool ag_ops_silent(const struct ag_vnode *vn, uint64_t seq)
+bool ag_ops_silent(const struct ag_vnode *vn, uint64_t seq, uint64_t since)
 {
 	struct ag_op *op;
 
 	ag_for_each (op, &vn->ops, link)
-		if (op->seq <= seq && op->state == AG_OP_SENT && ag_overdue(vn->ag, op->since))
+		if (op->seq <= seq && op->state == AG_OP_SENT &&
+		    ag_overdue(vn->ag, ag_max(op->since, since)))
 			return true;
 	return false;
 }

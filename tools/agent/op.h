@@ -59,8 +59,8 @@ uint64_t ag_ops_size(const struct ag_vnode *vn);
 /* Nothing up to seq is under way any more; is not applied. */
 bool ag_ops_done(const struct ag_vnode *vn, uint64_t seq);
 bool ag_ops_applied(const struct ag_vnode *vn, uint64_t seq);
-/* The server was sent something up to seq, and has said nothing to it for too long. */
-bool ag_ops_silent(const struct ag_vnode *vn, uint64_t seq);
+/* The server was sent something up to seq, and has said nothing to it since for too long. */
+bool ag_ops_silent(const struct ag_vnode *vn, uint64_t seq, uint64_t since);
 /* What was sent of a page that is DIRTY all the same; NULL if there is no such thing. */
 void *ag_op_snapshot(const struct ag_vnode *vn, uint64_t page);
 

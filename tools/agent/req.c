@@ -84,7 +84,7 @@ static int ready(struct ag_req *req, uint64_t op_seq, const char **why)
 {
 	int r = ag_volume_ready(req->vn->vol, req->born, why);
 
-	if (r > 0 && ag_ops_silent(req->vn, op_seq)) {
+	if (r > 0 && ag_ops_silent(req->vn, op_seq, req->born)) {
 		*why = "it does not answer to a change";
 		r = -ETIMEDOUT;
 	}
@@ -473,7 +473,7 @@ static int hope(struct ag *ag, uint64_t born, bool *idle)
 		if (!vn || !vn->behind)
 			continue;
 		r = ag_volume_ready(vn->vol, born, &why);
-		if (r > 0 && ag_ops_silent(vn, UINT64_MAX))
+		if (r > 0 && ag_ops_silent(vn, UINT64_MAX, born))
 			r = -ETIMEDOUT;
 		else if (r < 0)
 			r = -EHOSTDOWN;
@@ -711,8 +711,8 @@ static void refusal(const struct ag_req *req, int err, char *text, size_t len)
 	}
 	text[0] = '\0';
 	if (what)
-		snprintf(text, len, "server %.30s: key %.30s %s", req->vol->srv->addr,
-			 ag_key_name(req->ag, req->q.key), what);
+		snprintf(text, len, "key %.40s %s (server %s)", ag_key_name(req->ag, req->q.key),
+			 what, req->vol->srv->addr);
 }
 
 static bool on_lookup(struct ag_call *c, struct rf_msg *m, void *payload, size_t len)
