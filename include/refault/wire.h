@@ -44,8 +44,14 @@ struct rf_rx {
 	unsigned idle; /* reads since a big buffer was last needed */
 };
 void rf_rx_init(struct rf_rx *rx);
+void rf_rx_init(struct rf_rx *rx);
 void rf_rx_free(struct rf_rx *rx);
 ssize_t rf_rx_read(struct rf_rx *rx, int fd);
 ssize_t rf_rx_next(struct rf_rx *rx, void **frame);
+/*
+ * Keep the frame that was given last: the buffer that it lies in is the caller's now, to be freed,
+ * and rx goes on with another.  NULL: copying n bytes out of it costs less, or no memory.
+ */
+void *rf_rx_take(struct rf_rx *rx, size_t n);
 
 #endif

@@ -181,6 +181,67 @@ Test(wire, receive_buffer)
 	free(out);
 }
 
+/* Frames that are kept stay what they were while others come, and nothing of these is lost. */
+Test(wire, a_frame_can_be_kept)
+{
+	enum { BIG = 300000, FRAMES = 40 };
+	struct {
+		void *buf;
+		unsigned char *data;
+	} kept[FRAMES] = {0};
+	unsigned char *out = malloc(FRAMES * (BIG + 64)), *at = out;
+	struct rf_msg m = {.body.type = RF_PING};
+	size_t need = 0, off = 0;
+	unsigned i, got = 0, taken = 0;
+	struct rf_rx rx;
+	void *frame;
+	ssize_t n;
+	int sv[2];
+
+	cr_assert(eq(int, socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, sv), 0));
+	/* Large ones with small ones in between. */
+	for (i = 0; i < FRAMES; i++) {
+		const size_t len = i % 3 == 2 ? 100 : BIG;
+
+		m.xid = i;
+		n = rf_wire_encode(at, 64, &m, len);
+		cr_assert(n > 0);
+		memset(at + n, (int)i, len);
+		at += (size_t)n + len;
+	}
+	need = (size_t)(at - out);
+	rf_rx_init(&rx);
+	while (got < FRAMES) {
+		n = write(sv[0], out + off, need - off);
+		off += n > 0 ? (size_t)n : 0;
+		n = rf_rx_read(&rx, sv[1]);
+		cr_assert(n > 0 || n == -EAGAIN);
+		while ((n = rf_rx_next(&rx, &frame)) > 0) {
+			const size_t len = got % 3 == 2 ? 100 : BIG;
+
+			kept[got].buf = rf_rx_take(&rx, len);
+			if (kept[got].buf) {
+				kept[got].data = (unsigned char *)frame + n - len;
+				taken++;
+				cr_assert(rx.buf != kept[got].buf);
+			}
+			got++;
+		}
+		cr_assert(eq(i64, n, 0));
+	}
+	cr_assert(taken >= FRAMES / 3, "%u of %u were kept", taken, FRAMES);
+	for (i = 0; i < FRAMES; i++) {
+		for (size_t k = 0; kept[i].data && k < (i % 3 == 2 ? 100 : BIG); k++)
+			cr_assert(eq(u8, kept[i].data[k], (unsigned char)i));
+		cr_assert(i % 3 != 2 || !kept[i].buf, "a large buffer is held for little");
+		free(kept[i].buf);
+	}
+	rf_rx_free(&rx);
+	close(sv[0]);
+	close(sv[1]);
+	free(out);
+}
+
 Test(transport, unix_socket)
 {
 	char dir[] = "/tmp/refault-wire-XXXXXX", addr[128], file[128], longer[256];

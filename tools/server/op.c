@@ -147,8 +147,7 @@ static void op_free(struct srv_op *op)
 	if (changes(op->msg.body.type))
 		TAILQ_REMOVE(&op->client->changes, op, in_client);
 	op->client->nops--;
-	if (op->owned)
-		free(op->payload);
+	free(op->owned);
 	free(op->out);
 	store_cred_put(op->cred);
 	srv_ident_put(op->ident);
@@ -179,16 +178,16 @@ static void op_fail(struct srv_op *op, int err)
 /* The receive buffer will not be there any more. */
 static int op_own(struct srv_op *op)
 {
-	unsigned char *copy;
-
 	if (op->owned || !op->len)
 		return 0;
-	copy = malloc(op->len);
-	if (!copy)
-		return -ENOMEM;
-	memcpy(copy, op->payload, op->len);
-	op->payload = copy;
-	op->owned = true;
+	op->owned = op->conn ? rf_rx_take(&op->conn->rx, op->len) : NULL;
+	if (!op->owned) {
+		op->owned = malloc(op->len);
+		if (!op->owned)
+			return -ENOMEM;
+		memcpy(op->owned, op->payload, op->len);
+		op->payload = op->owned;
+	}
 	charge(op, op->len);
 	return 0;
 }

@@ -19,7 +19,7 @@ struct srv_op {
 	uint32_t xid;
 	unsigned char *payload;
 	size_t len;
-	bool owned; /* payload is ours, not the receive buffer's */
+	unsigned char *owned; /* what payload lies in, once it is ours; NULL: the receive buffer */
 	size_t charged;
 
 	bool replay; /* applied before: only its durability is asked for */

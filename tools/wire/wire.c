@@ -197,3 +197,21 @@ ssize_t rf_rx_next(struct rf_rx *rx, void **frame)
 	rx->start += (size_t)n;
 	return n;
 }
+
+void *rf_rx_take(struct rf_rx *rx, size_t n)
+{
+	const size_t rest = rx->end - rx->start;
+	unsigned char *old = rx->buf, *buf;
+
+	/* Nor does anybody hold much memory for little. */
+	if (rest > n || rx->cap > 2 * n)
+		return NULL;
+	buf = malloc(rx->cap);
+	if (!buf)
+		return NULL;
+	memcpy(buf, old + rx->start, rest);
+	rx->buf = buf;
+	rx->start = 0;
+	rx->end = rest;
+	return old;
+}
