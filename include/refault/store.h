@@ -95,6 +95,7 @@ struct store_change {
 	unsigned char *data;
 	size_t len;
 	bool may_extend;
+	bool soon; /* sync will be called: better begin to write it to the disk now */
 
 	/* resize: to size; grow_only: never below what it is, allocating from alloc_off, and with
 	 * keep_size leaving the size alone. */

@@ -178,6 +178,7 @@ static struct ag_op *split(struct ag_op *op, uint32_t from)
 	rest->npages = op->npages - from;
 	rest->page = ag_memdup(op->page + from, rest->npages * sizeof(*rest->page));
 	rest->durable = op->durable;
+	rest->soon = op->soon;
 	op->durable = false;
 	op->npages = from;
 	/* Who waits for op waits for it, too. */
@@ -378,6 +379,7 @@ bool ag_pass_step(struct ag_pass *p)
 		op = collect(p, &held);
 		if (op) {
 			op->durable = p->durable && p->page == p->end;
+			op->soon = p->durable;
 			batch_start(op);
 		}
 		if (held)

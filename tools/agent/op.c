@@ -426,6 +426,7 @@ void ag_op_send(struct ag_op *op)
 		s->request = op->request;
 		s->may_extend = op->may_extend;
 		s->durable = op->durable;
+		s->soon = op->soon;
 		s->ranges.ranges_len = op->change.n;
 		s->ranges.ranges_val = op->change.range;
 		payload = op->change.data;

@@ -28,6 +28,7 @@ struct ag_op {
 	uint64_t seq, request, since;
 	uint32_t key; /* the identity that it is made under */
 	bool durable, may_extend;
+	bool soon;         /* STORE: a durable one, or SYNC, follows */
 	bool program;      /* asked for by a program: it gets the error, nothing is excised */
 	bool gated;        /* vn->gate is ours */
 	bool settle;       /* applied by a server that is gone: only SYNC is left to ask for */

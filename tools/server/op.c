@@ -859,6 +859,7 @@ static void change_fill(struct srv_op *op)
 		ch->ranges = m->body.rf_body_u.store.ranges.ranges_val;
 		ch->nranges = m->body.rf_body_u.store.ranges.ranges_len;
 		ch->may_extend = m->body.rf_body_u.store.may_extend;
+		ch->soon = m->body.rf_body_u.store.soon;
 		break;
 	case RF_SET_SIZE:
 		ch->size = m->body.rf_body_u.set_size.size;

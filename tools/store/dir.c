@@ -46,6 +46,7 @@
 #define MAX_MADE 256  /* descriptors kept from creation, a volume */
 #define RACE_TRIES 32 /* RESOLVE_BENEATH says EAGAIN when a rename races with ".." */
 #define PAGE 4096u
+#define SOON (256u * 1024)
 
 /* ---- attributes and identity ---- */
 
@@ -809,6 +810,17 @@ static void compact(struct store_change *ch, uint64_t limit)
 	ch->len = to;
 }
 
+/* The disk works on large stores while the next come in; errors are sync's to tell. */
+static void write_soon(const struct dir_change *c, uint64_t total)
+{
+	const rf_range *first = &c->ch->ranges[0], *last = &c->ch->ranges[c->ch->nranges - 1];
+	const uint64_t end = last->off + last->len;
+
+	if (c->ch->soon && total >= SOON && !c->file->vol->ram && !c->nowait && first->off < end)
+		sync_file_range(c->fd, (off_t)first->off, (off_t)(end - first->off),
+				SYNC_FILE_RANGE_WRITE);
+}
+
 static int dir_store(struct store_file *file, const struct store_cred *cred,
 		     struct store_change *ch, bool nowait)
 {
@@ -850,6 +862,7 @@ static int dir_store(struct store_file *file, const struct store_cred *cred,
 		}
 		pos += ch->ranges[i].len;
 	}
+	write_soon(&c, total);
 out_compact:
 	compact(ch, limit);
 	return change_end(&c, touched, 0);
