@@ -40,7 +40,8 @@ RB_GENERATE_INTERNAL(srv_key_tree, srv_key, link, by_name, static __attribute__(
 void srv_secret_set(struct srv_secret *secret, const void *bytes, size_t n)
 {
 	memset(secret, 0, sizeof(*secret));
-	memcpy(secret->bytes, bytes, n);
+	if (n)
+		memcpy(secret->bytes, bytes, n);
 	secret->len = (unsigned char)n;
 }
 
