@@ -407,7 +407,7 @@ Test(server_key, repeated_after_its_key_was_revoked)
 /* Pages read under a key that has expired since: their news may be told, but not shown. */
 Test(server_key, expiry)
 {
-	int64_t in = 1;
+	long long in = 1;
 	char text[64];
 	struct tc a, b;
 	rf_status s;
@@ -433,8 +433,7 @@ Test(server_key, expiry)
 	EXPECT(&a, RF_RELEASED);
 
 	do { /* long enough for one fetch */
-		snprintf(text, sizeof(text), "secret m\nexpires @%lld\n",
-			 (long long)(time(NULL) + in));
+		snprintf(text, sizeof(text), "secret m\nexpires @%lld\n", time(NULL) + in);
 		put_key("mine", text);
 		hangup(&a);
 		EXPECT(&b, RF_INIT_STATE);
@@ -913,13 +912,15 @@ Test(server_key, lines_about_key_files)
 
 Test(server_key, file_without_a_name)
 {
+	char other[100];
 	struct tc a;
 	rf_status s;
 
 	put_file("f", "hello");
 	tc_open(&a, sock, 1);
 	s = tc_find(&a, "f", RF_LK_READ | RF_LK_WRITE);
-	cr_assert(not(link(at("f"), strcat(strcpy((char[100]){0}, dir), "/g"))));
+	snprintf(other, sizeof(other), "%s/g", dir);
+	cr_assert(not(link(at("f"), other)));
 	cr_assert(not(unlink(at("f"))));
 	tc_store(&a, &s.fid, "f", 1, 0, "J", false);
 	cr_assert(eq(int, reply(&a), RF_APPLIED), "it still has a name");

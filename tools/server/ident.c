@@ -102,7 +102,7 @@ void srv_ident_show(struct srv_conn *conn, const rf_key *key)
 	was = client->ident[key->handle];
 	id = ident_new(client, key->handle, conn->cred);
 	id->name = srv_alloc(strlen(key->name) + 1);
-	strcpy(id->name, key->name);
+	memcpy(id->name, key->name, strlen(key->name));
 	srv_secret_set(&id->secret, key->secret.secret_val, key->secret.secret_len);
 	if (was && !strcmp(was->name, id->name) && srv_secret_same(&was->secret, &id->secret) &&
 	    same_rights(was->peer, id->peer))

@@ -215,57 +215,53 @@ static bool ours(const struct stat *st)
 	return st->st_uid == 0 || st->st_uid == geteuid();
 }
 
-static void complain(const struct srv_keys *keys, const char *name, unsigned line, const char *why)
-{
-	if (line)
-		srv_log("--keys %s/%s line %u: %s; the key counts as revoked", keys->dir, name,
-			line, why);
-	else
-		srv_log("--keys %s/%s: %s; the key counts as revoked", keys->dir, name, why);
-}
-
-/* 0, or -errno with one line. */
-static int read_file(const struct srv_keys *keys, int dirfd, const char *name,
-		     struct srv_rights *out)
+/* NULL, or why it cannot be opened: *fd is then none. */
+static const char *open_file(int dirfd, const char *name, int *fd)
 {
 	const char *why;
-	unsigned line = 0;
 	struct stat st;
+
+	*fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+	if (*fd < 0)
+		return errno == ELOOP ? "not a regular file" : strerror(errno);
+	why = fstat(*fd, &st)        ? strerror(errno)
+	      : !S_ISREG(st.st_mode) ? "not a regular file"
+	      : !ours(&st)           ? "belongs to somebody else; chown it to the server's user"
+	      : st.st_mode & 077     ? "open to others; chmod 600 it"
+				     : NULL;
+	if (why)
+		close(*fd);
+	return why;
+}
+
+/* Whether it is a key; one line if not. */
+static bool read_file(const struct srv_keys *keys, int dirfd, const char *name,
+		      struct srv_rights *out)
+{
+	char *text = srv_alloc(MAX_FILE + 2);
+	unsigned line = 0;
+	const char *why;
 	ssize_t n = 0;
 	size_t got = 0;
-	char *text = NULL;
-	int fd, err = -EINVAL;
+	int fd;
 
-	fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
-	if (fd < 0 || fstat(fd, &st)) {
-		err = -errno;
-		why = strerror(-err);
-		goto out;
-	}
-	why = !S_ISREG(st.st_mode)    ? "not a regular file"
-	      : !ours(&st)            ? "belongs to somebody else; chown it to the server's user"
-	      : st.st_mode & 077      ? "open to others; chmod 600 it"
-	      : st.st_size > MAX_FILE ? "longer than 64 KiB"
-	      : !(text = malloc(MAX_FILE + 2)) ? "out of memory"
-					       : NULL;
-	if (why)
-		goto out;
-	while (got <= MAX_FILE && (n = read(fd, text + got, MAX_FILE + 1 - got)) > 0)
-		got += (size_t)n;
-	if (n < 0 || got > MAX_FILE)
-		why = n < 0 ? "cannot be read" : "longer than 64 KiB";
-	else
-		err = srv_rights_parse(text, got, out, &why, &line);
-out:
-	if (err)
-		complain(keys, name, line, why);
-	if (text) {
-		explicit_bzero(text, MAX_FILE + 2);
-		free(text);
-	}
-	if (fd >= 0)
+	why = open_file(dirfd, name, &fd);
+	if (!why) {
+		while (got <= MAX_FILE && (n = read(fd, text + got, MAX_FILE + 1 - got)) > 0)
+			got += (size_t)n;
+		why = n < 0 ? strerror(errno) : got > MAX_FILE ? "longer than 64 KiB" : NULL;
 		close(fd);
-	return err;
+	}
+	if (!why)
+		srv_rights_parse(text, got, out, &why, &line);
+	explicit_bzero(text, MAX_FILE + 2);
+	free(text);
+	if (why && line)
+		srv_log("--keys %s/%s line %u: %s; the key counts as revoked", keys->dir, name,
+			line, why);
+	else if (why)
+		srv_log("--keys %s/%s: %s; the key counts as revoked", keys->dir, name, why);
+	return !why;
 }
 
 static struct srv_key *find(struct srv_keys *keys, const char *name)
@@ -283,19 +279,18 @@ const struct srv_key *srv_key_find(struct srv_keys *keys, const char *name)
 static void load_key(struct srv_keys *keys, int dirfd, const char *name)
 {
 	struct srv_key *key = find(keys, name);
-	struct srv_rights rights;
-	int err;
+	struct srv_rights rights = {0};
+	bool good = read_file(keys, dirfd, name, &rights);
 
-	err = read_file(keys, dirfd, name, &rights);
 	if (!key) {
 		key = srv_alloc(sizeof(*key));
 		key->name = srv_alloc(strlen(name) + 1);
-		strcpy(key->name, name);
+		memcpy(key->name, name, strlen(name));
 		key->rights.expires = SRV_NEVER;
 		RB_INSERT(srv_key_tree, &keys->tree, key);
 	}
 	key->seen = keys->loads;
-	if (err) {
+	if (!good) {
 		key->rights.revoked = true;
 		return;
 	}
