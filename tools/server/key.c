@@ -312,61 +312,59 @@ static void revoke_unseen(struct srv_keys *keys)
 	}
 }
 
-/* An open directory, or -errno with one line. */
+/* An open directory, or -1 with one line. */
 static int open_dir(const struct srv_keys *keys)
 {
-	const char *why = NULL;
+	const char *why;
 	struct stat st;
-	int fd, err;
+	int fd;
 
 	fd = open(keys->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	err = fd < 0 || fstat(fd, &st) ? -errno : 0;
-	if (err == -ENOENT)
-		why = "there is no such directory; make it first";
-	else if (err == -ENOTDIR)
-		why = "not a directory; name the one that holds the key files";
-	else if (err)
-		why = strerror(-err);
-	else if (!ours(&st))
-		why = "belongs to somebody else; chown it to the server's user";
-	else if (st.st_mode & 022)
-		why = "others may write to it; chmod 700 it";
+	if (fd < 0 || fstat(fd, &st))
+		why = errno == ENOENT    ? "there is no such directory; make it first"
+		      : errno == ENOTDIR ? "not a directory; name the one that holds the key files"
+					 : strerror(errno);
+	else
+		why = !ours(&st)         ? "belongs to somebody else; chown it to the server's user"
+		      : st.st_mode & 022 ? "others may write to it; chmod 700 it"
+					 : NULL;
 	if (!why)
 		return fd;
 	if (fd >= 0)
 		close(fd);
 	srv_log("--keys %s: %s%s", keys->dir, why, keys->loads ? "; keys are as they were" : "");
-	return err ? err : -EACCES;
+	return -1;
 }
 
-int srv_keys_load(struct srv_keys *keys)
+bool srv_keys_load(struct srv_keys *keys)
 {
 	struct dirent *de;
-	int fd, err = 0;
+	bool whole;
 	DIR *dir;
+	int fd;
 
 	/* Whoever this thread acted for last. */
 	store_cred_enter(NULL);
 	fd = open_dir(keys);
 	if (fd < 0)
-		return fd;
+		return false;
 	dir = fdopendir(fd);
 	if (!dir) {
+		srv_log("--keys %s: %s", keys->dir, strerror(errno));
 		close(fd);
-		return -ENOMEM;
+		return false;
 	}
 	keys->loads++;
 	while ((errno = 0, de = readdir(dir)))
 		if (de->d_name[0] != '.' && !strchr(de->d_name, '~'))
 			load_key(keys, fd, de->d_name);
-	if (errno) {
-		err = -errno;
-		srv_log("--keys %s: %s", keys->dir, strerror(-err));
-	} else {
+	whole = !errno;
+	if (whole)
 		revoke_unseen(keys);
-	}
+	else
+		srv_log("--keys %s: %s", keys->dir, strerror(errno));
 	closedir(dir);
-	return err;
+	return whole;
 }
 
 void srv_keys_free(struct srv_keys *keys)

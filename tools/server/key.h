@@ -55,11 +55,11 @@ int srv_rights_parse(char *text, size_t n, struct srv_rights *out, const char **
 void srv_rights_free(struct srv_rights *rights);
 
 /*
- * Read the directory, also anew.  -errno with one line if it cannot be used; keys are as they were
+ * Read the directory, also anew.  False with one line if it cannot be used; keys are as they were
  * then.  A file that is no good is a key that is revoked, with one line; so is one that is not there
  * any more.
  */
-int srv_keys_load(struct srv_keys *keys);
+bool srv_keys_load(struct srv_keys *keys);
 void srv_keys_free(struct srv_keys *keys);
 /* NULL: there never was one of that name. */
 const struct srv_key *srv_key_find(struct srv_keys *keys, const char *name);

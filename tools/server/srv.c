@@ -208,9 +208,8 @@ static int start(struct srv *srv, const struct srv_config *config)
 			srv->instance = srv_now();
 	umask(0);
 	srv->keys.dir = config->keys;
-	err = srv->keys.dir ? srv_keys_load(&srv->keys) : 0;
-	if (err)
-		return err;
+	if (srv->keys.dir && !srv_keys_load(&srv->keys))
+		return -EINVAL;
 	for (i = 0; i < config->nexports; i++) {
 		err =
 		    open_volume(srv, config->ops, config->export[i].name, config->export[i].where);
