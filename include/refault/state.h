@@ -132,7 +132,7 @@ struct rf_vnode {
 	uint32_t version;
 	uint32_t id;     /* 1 .. RF_MAX_VNODES - 1, unique on this host while anybody holds it */
 	uint32_t server; /* index into rf_host.server */
-	uint32_t pad0;
+	uint32_t wind;   /* agent: i_size is to go back to server_size, a change was refused */
 	uint64_t fid[2]; /* the server's file id */
 
 	/* written by the agent */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * agent_test.c - the parts of refault-agent that need no program and no server: options, runtime
- * directory, page words, diff, merge, the guard, the status table, the supervisor's table, keys.
+ * directory, page words, diff, merge, changes on their way over a crash, rejections, the guard, the
+ * status table, the supervisor's table, keys.
  */
 #include <criterion/criterion.h>
 
@@ -21,6 +22,7 @@
 #include "tools/agent/keep.h"
 #include "tools/agent/key.h"
 #include "tools/agent/pages.h"
+#include "tools/agent/reject.h"
 #include "tools/agent/req.h"
 #include "tools/agent/server.h"
 #include "tools/agent/super.h"
@@ -205,7 +207,8 @@ Test(agent_words, sync_bit_and_generation_wrap)
 
 /* ---- diff ---- */
 
-static _Alignas(4096) unsigned char page[4096], twin[4096], snap[4096], theirs[4096];
+static _Alignas(4096) unsigned char page[4096], twin[4096], theirs[4096];
+static uint8_t flying[RF_MARK_SIZE];
 static _Alignas(8) _Atomic uint8_t mark[RF_MARK_SIZE];
 static rf_range range[4096];
 static unsigned char data[65536];
@@ -214,7 +217,8 @@ static struct ag_change change;
 static void setup(void)
 {
 	for (unsigned i = 0; i < 4096; i++)
-		page[i] = twin[i] = snap[i] = theirs[i] = (unsigned char)(i * 7);
+		page[i] = twin[i] = theirs[i] = (unsigned char)(i * 7);
+	memset(flying, 0, sizeof(flying));
 	memset((void *)mark, 0, sizeof(mark));
 	change =
 	    (struct ag_change){.range = range, .cap = 4096, .data = data, .size = sizeof(data)};
@@ -466,19 +470,124 @@ Test(agent_merge, marked_is_mine, .init = setup)
 	cr_assert_eq(page[5], theirs[5]);
 }
 
-Test(agent_merge, in_flight_is_left_alone, .init = setup)
+static bool bit(const uint8_t *bits, unsigned i)
 {
-	unsigned char was = twin[8];
+	return bits[i / 8] >> i % 8 & 1;
+}
 
-	snap[8] = 0x55; /* sent */
-	page[8] = was;  /* and then stored back */
-	theirs[8] = 0x77;
-	theirs[9] = 0x78;
-	ag_merge(page, twin, NULL, snap, theirs, NULL, 0, 4096);
-	cr_assert_eq(page[8], was);
-	cr_assert_eq(twin[8], was);
-	cr_assert_eq(snap[8], 0x55);
-	cr_assert(page[9] == 0x78 && twin[9] == 0x78 && snap[9] == 0x78);
+/* Each byte in one of all states that a byte can be in, at all places in a word. */
+Test(agent_merge, every_kind_of_byte, .init = setup)
+{
+	static unsigned char was[4096], had[4096];
+
+	for (unsigned i = 0; i < 4096; i++) {
+		unsigned kind = i / 8 % 32 ^ i % 8 * 5 % 32;
+
+		if (kind & 1)
+			page[i] ^= 0x11; /* mine */
+		if (kind & 2)
+			mark[i / 8] |= (uint8_t)(1u << i % 8);
+		if (kind & 4)
+			flying[i / 8] |= (uint8_t)(1u << i % 8);
+		if (kind & 8)
+			theirs[i] ^= 0x22;
+		if (kind & 16)
+			theirs[i] = page[i];
+	}
+	memcpy(was, page, 4096);
+	memcpy(had, twin, 4096);
+	ag_merge(page, twin, mark, flying, theirs + 3, NULL, 3, 4093);
+	for (unsigned i = 0; i < 4096; i++) {
+		bool left = i < 3 || i >= 4093 || bit(flying, i);
+		bool mine = was[i] != had[i] || (mark[i / 8] >> i % 8 & 1);
+
+		cr_assert_eq(page[i], left || mine ? was[i] : theirs[i], "page %u", i);
+		cr_assert_eq(twin[i], left ? had[i] : theirs[i], "twin %u", i);
+	}
+}
+
+Test(agent_merge, what_was_sent_becomes_the_twin, .init = setup)
+{
+	page[8] = 0x55;
+	page[9] = 0x56;
+	mark[500] = 0x80; /* byte 4007, equal */
+	cr_assert_eq(ag_diff(&change, page, twin, mark, 4096, 4096), 3);
+	cr_assert_eq(ag_diff(&change, page, twin, NULL, 8192, 4096), 2, "the next page, too");
+	ag_sent_bits(&change, 1, flying);
+	for (unsigned i = 0; i < 4096; i++)
+		cr_assert_eq(bit(flying, i), i == 8 || i == 9 || i == 4007, "%u", i);
+	ag_sent_bits(&change, 0, flying);
+	cr_assert_eq(flying[1], 0, "of another page");
+	ag_sent_bits(&change, 1, flying);
+
+	/* Stored meanwhile, written meanwhile, cut off meanwhile, and theirs come in between. */
+	ag_unmark_bits(mark, flying);
+	cr_assert_eq(mark[500], 0);
+	page[8] = 0x66;
+	mark[1] = 1 << 1; /* byte 9, as it was */
+	ag_zero(page, 4000, 4096);
+	ag_zero(twin, 4000, 4096);
+	ag_unmark((_Atomic uint8_t *)flying, 4000, 4096);
+	for (unsigned i = 0; i < 16; i++)
+		theirs[i] = (unsigned char)(0x80 + i);
+	ag_merge(page, twin, mark, flying, theirs, NULL, 0, 16);
+	ag_sent_arrived(&change, 1, flying, twin);
+	cr_assert(twin[8] == 0x55 && page[8] == 0x66, "the store since is still to be sent");
+	cr_assert(twin[9] == 0x56 && page[9] == 0x56);
+	cr_assert(twin[10] == 0x8a && page[10] == 0x8a);
+	cr_assert_eq(twin[4007], 0, "what was cut off does not come back");
+	change.n = 0;
+	change.len = 0;
+	cr_assert_eq(ag_diff(&change, page, twin, mark, 0, 4096), 2);
+	cr_assert(range[0].off == 8 && range[0].len == 2);
+}
+
+Test(agent_merge, what_was_not_taken_is_sent_again, .init = setup)
+{
+	page[100] ^= 1;
+	cr_assert_eq(ag_diff(&change, page, twin, NULL, 0, 4096), 1);
+	ag_sent_bits(&change, 0, flying);
+	page[100] = twin[100]; /* stored back, but the server may have the other */
+	ag_mark_bits(mark, flying);
+	cr_assert_eq(ag_diff(&change, page, twin, mark, 0, 4096), 1);
+}
+
+/* Over ranges that end and begin anywhere. */
+Test(agent_merge, pieces_of_random_changes, .init = setup)
+{
+	unsigned seed = 7;
+
+	for (unsigned round = 0; round < 200; round++) {
+		static unsigned char sent[3 * 4096], want[3 * 4096], got[4096];
+		static bool in[3 * 4096];
+		uint64_t at = 0;
+
+		memset(in, 0, sizeof(in));
+		change.n = 0;
+		change.len = 0;
+		for (;;) {
+			uint64_t len = 1 + (uint64_t)rand_r(&seed) % (round % 2 ? 9000 : 40);
+
+			at += 1 + (uint64_t)rand_r(&seed) % (round % 3 ? 50 : 5000);
+			if (at + len > sizeof(sent))
+				break;
+			for (uint64_t i = at; i < at + len; i++) {
+				in[i] = true;
+				want[i] = change.data[change.len++] = (unsigned char)rand_r(&seed);
+			}
+			range[change.n++] = (rf_range){at, len};
+			at += len;
+		}
+		for (unsigned pg = 0; pg < 3; pg++) {
+			ag_sent_bits(&change, pg, flying);
+			memset(got, 0, sizeof(got));
+			ag_sent_arrived(&change, pg, flying, got);
+			for (unsigned i = 0; i < 4096; i++) {
+				cr_assert_eq(bit(flying, i), in[pg * 4096 + i]);
+				cr_assert_eq(got[i], in[pg * 4096 + i] ? want[pg * 4096 + i] : 0);
+			}
+		}
+	}
 }
 
 Test(agent_merge, store_and_zero_keep_to_their_bytes, .init = setup)
@@ -510,6 +619,375 @@ Test(agent_merge, unmarked_is_theirs_again, .init = setup)
 	ag_merge(page, twin, mark, NULL, theirs, NULL, 0, 4096);
 	cr_assert_eq(page[2], (unsigned char)(2 * 7));
 	cr_assert_eq(page[3], theirs[3]);
+}
+
+/* ---- changes on their way ---- */
+
+#define CAP 64u
+#define NTWINS 16u
+
+static struct ag_conf test_conf;
+static struct rf_vnode *test_st;
+static struct rf_twins *test_twins;
+static char *test_map;
+
+/* An agent with one file, on the memory that outlives it. */
+static struct ag_vnode *agent_new(int journal)
+{
+	struct ag *ag = ag_alloc(sizeof(*ag));
+	struct ag_server *srv = ag_alloc(sizeof(*srv));
+	struct ag_volume *vol = ag_alloc(sizeof(*vol));
+	struct ag_vnode *vn = ag_alloc(sizeof(*vn));
+
+	ag->conf = &test_conf;
+	ag->twins = test_twins;
+	ag->ntwins = NTWINS;
+	ag->life = 1;
+	ag_list_init(&ag->kicked);
+	ag_list_init(&ag->starved);
+	ag_list_init(&ag->procs);
+	cr_assert_eq(journal < 0 ? ag_journal_make(ag) : ag_journal_adopt(ag, journal), 0);
+	srv->ag = ag;
+	vol->srv = srv;
+	vn->ag = ag;
+	vn->vol = vol;
+	vn->id = 5;
+	vn->fid = (rf_fid){77, 1};
+	vn->path = (char *)(uintptr_t) "file";
+	vn->st = test_st;
+	vn->word = rf_vnode_words(test_st);
+	vn->cap = CAP;
+	vn->map = test_map;
+	vn->size = vn->ssize = CAP << RF_PAGE_SHIFT;
+	ag_list_init(&vn->kick);
+	ag_list_init(&vn->starve);
+	ag_list_init(&vn->ops);
+	ag_list_init(&vn->reqs);
+	ag_list_init(&vn->tasks);
+	return vn;
+}
+
+static struct ag_vnode *fresh(void)
+{
+	if (!freopen("/dev/null", "w", stderr))
+		abort();
+	test_st = aligned_alloc(4096, RF_VNODE_HDR + CAP * 8);
+	test_twins = aligned_alloc(4096, (rf_twins_size(NTWINS) + 4095) & ~(uint64_t)4095);
+	test_map = aligned_alloc(4096, CAP << RF_PAGE_SHIFT);
+	memset(test_st, 0, RF_VNODE_HDR + CAP * 8);
+	memset((void *)test_twins, 0, rf_twins_size(NTWINS));
+	memset(test_map, 'p', CAP << RF_PAGE_SHIFT);
+	atomic_store(&test_st->errseq, RF_ERRSEQ_NONE);
+	return agent_new(-1);
+}
+
+static struct ag_vnode *crash(struct ag_vnode *vn)
+{
+	return agent_new(dup(vn->ag->journal_fd));
+}
+
+static void set_word(struct ag_vnode *vn, uint64_t pg, uint64_t w)
+{
+	atomic_store(&vn->word[pg], w);
+	atomic_store(&test_twins->owner[rf_w_twin(w)], 9);
+}
+
+/* A STORE of bytes 10 to 12 of each page; page i has twin i. */
+static struct ag_op *store_new(struct ag_vnode *vn, uint64_t first, uint32_t n)
+{
+	struct ag_op *op = ag_op_new(vn, RF_STORE, false);
+
+	cr_assert(op);
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t w = rf_w_to(dirty_word(7, (uint32_t)(first + i)), RF_PG_WRITEBACK);
+
+		set_word(vn, first + i, w);
+		op->page[op->npages++] = (struct ag_slot_page){.page = first + i, .word = w};
+		op->change.range[op->change.n++] =
+		    (rf_range){((first + i) << RF_PAGE_SHIFT) + 10, 2};
+		memcpy(op->change.data + op->change.len, "xy", 2);
+		op->change.len += 2;
+	}
+	return op;
+}
+
+static struct ag_op *only_op(struct ag_vnode *vn)
+{
+	struct ag_op *op = ag_first(&vn->ops, struct ag_op, link);
+
+	cr_assert(op && op->link.next == &vn->ops);
+	return op;
+}
+
+Test(agent_journal, the_next_agent_sends_the_same)
+{
+	struct ag_vnode *vn = fresh();
+	struct ag_op *op = store_new(vn, 1, 4);
+	uint64_t request = op->request;
+
+	op->page[2].loud = 1; /* page 3 */
+	op->key = 0;
+	op->durable = true;
+	ag_op_arm(op);
+	cr_assert_eq(rf_w_state(vn->word[3]), RF_PG_DIRTY);
+	cr_assert_eq(rf_w_state(vn->word[1]), RF_PG_WRITEBACK);
+	atomic_store(&vn->word[2], rf_w_clean(vn->word[2], RF_PG_UPTODATE, 0)); /* applied, read */
+	atomic_store(&vn->word[4], rf_w_clean(vn->word[4], RF_PG_EMPTY, 1));    /* cut off */
+	store_new(vn, 8, 1); /* collected, and not sent */
+
+	vn = crash(vn);
+	cr_assert_eq(ag_ops_adopt(vn), 1);
+	op = only_op(vn);
+	cr_assert(op->type == RF_STORE && op->state == AG_OP_LOST && op->request == request);
+	cr_assert(op->durable && op->change.n == 4 && !memcmp(op->change.data, "xyxyxyxy", 8));
+	cr_assert_eq(vn->unapplied, 1u);
+	for (unsigned pg = 1; pg < 9; pg++) {
+		const uint8_t *b = ag_op_inflight(vn, pg);
+
+		cr_assert_eq(b != NULL, pg == 1 || pg == 3, "page %u", pg);
+		cr_assert(!b || (b[1] == 0x0c && !b[0] && !b[2]));
+	}
+	cr_assert_eq(rf_w_state(vn->word[1]), RF_PG_DIRTY, "it need not stand still");
+	cr_assert_eq(rf_w_state(vn->word[8]), RF_PG_WRITEBACK, "is for repair() to undo");
+	ag_op_undo(op);
+	cr_assert(ag_twin_mark(vn->ag, vn->word[1]), "what may have been applied is sent again");
+
+	/* And the one after that, if this one dies, too; until it is over. */
+	vn = crash(vn);
+	cr_assert_eq(ag_ops_adopt(vn), 1);
+	ag_op_end(only_op(vn));
+	vn = crash(vn);
+	cr_assert_eq(ag_ops_adopt(vn), 0);
+}
+
+Test(agent_journal, in_order_and_programs_find_theirs)
+{
+	struct ag_vnode *vn = fresh();
+	struct ag_op *a = store_new(vn, 1, 1), *b = ag_op_new(vn, RF_APPEND, false);
+	struct ag_op *c = ag_op_new(vn, RF_SET_SIZE, false), *op;
+	unsigned n = 0;
+
+	b->program = true;
+	b->request = (uint64_t)1 << 63 | 12;
+	c->program = true;
+	c->request = (uint64_t)1 << 63 | 13;
+	c->size = 99;
+	ag_op_arm(c);
+	ag_op_arm(b);
+	ag_op_arm(a);
+	a->slot->applied = 1;
+	b->slot->off = 4321;
+	vn = crash(vn);
+	cr_assert_eq(ag_ops_adopt(vn), 3);
+	ag_for_each (op, &vn->ops, link)
+		cr_assert_eq(op->seq, ++n);
+	cr_assert(vn->gate && vn->unapplied == 2, "the STORE was applied");
+	op = ag_op_find(vn, (uint64_t)1 << 63 | 12);
+	cr_assert(op && op->type == RF_APPEND && op->off == 4321);
+	cr_assert_eq(ag_op_find(vn, (uint64_t)1 << 63 | 13)->size, 99u);
+	cr_assert_null(ag_op_find(vn, (uint64_t)1 << 63 | 14));
+	cr_assert_eq(ag_op_new(vn, RF_SYNC, false)->seq, 4u);
+}
+
+Test(agent_journal, what_makes_no_sense_is_dropped)
+{
+	for (unsigned i = 0; i < 16; i++) {
+		struct ag_vnode *vn = fresh();
+		struct ag_op *op = store_new(vn, 1, 2);
+		struct ag_slot *s = op->slot;
+
+		ag_op_arm(op);
+		cr_assert(ag_slot_sound(s, CAP));
+		switch (i) {
+		case 0:
+			s->npages = AG_JOURNAL_PAGES + 1;
+			break;
+		case 1:
+			s->npages = UINT32_MAX;
+			break;
+		case 2:
+			s->nranges = RF_MAX_RANGES + 1;
+			break;
+		case 3:
+			s->len = RF_MAX_DATA + 1;
+			break;
+		case 4:
+			s->len = 5;
+			break;
+		case 5:
+			s->page[1].page = CAP;
+			break;
+		case 6:
+			s->page[1].page = UINT64_MAX;
+			break;
+		case 7:
+			s->page[0].page = 2;
+			break;
+		case 8:
+			s->page[0].word = rf_w_to(s->page[0].word, RF_PG_UPTODATE);
+			break;
+		case 9:
+			s->range[1].off = 5;
+			break;
+		case 10:
+			s->range[1].len = UINT64_MAX;
+			break;
+		case 11:
+			s->range[1].off = UINT64_MAX - 1;
+			break;
+		case 12:
+			s->type = RF_FETCH;
+			break;
+		case 13:
+			s->type = RF_PUNCH;
+			break;
+		case 14:
+			s->key = RF_KEYS;
+			break;
+		case 15:
+			s->nranges = 0;
+			break;
+		}
+		cr_assert(!ag_slot_sound(s, CAP), "%u", i);
+		vn = crash(vn);
+		cr_assert_eq(ag_ops_adopt(vn), 0, "%u", i);
+		cr_assert_eq(rf_w_state(vn->word[1]), RF_PG_WRITEBACK);
+		vn = crash(vn);
+		ag_slots_forget(vn->ag);
+		cr_assert(ag_slot_take(vn, false));
+	}
+}
+
+Test(agent_journal, of_files_that_are_not_there)
+{
+	struct ag_vnode *vn = fresh();
+
+	ag_op_arm(store_new(vn, 1, 1));
+	ag_op_arm(store_new(vn, 2, 1));
+	vn = crash(vn);
+	vn->fid.gen++;
+	cr_assert_eq(ag_ops_adopt(vn), 0, "another file under the number");
+	ag_slots_forget(vn->ag);
+	vn = crash(vn);
+	cr_assert_eq(ag_ops_adopt(vn), 0);
+}
+
+Test(agent_journal, one_server_cannot_take_all)
+{
+	struct ag_vnode *vn = fresh(), *other = agent_new(dup(vn->ag->journal_fd));
+	uint32_t n = 0;
+
+	other->ag = vn->ag;
+	while (ag_op_new(vn, RF_STORE, false))
+		n++;
+	cr_assert_eq(n, AG_JOURNAL_SHARE);
+	cr_assert(!ag_list_empty(&vn->starve), "it waits");
+	cr_assert(ag_op_new(vn, RF_STORE, true), "but a batch can be split");
+	cr_assert(ag_op_new(other, RF_STORE, false));
+	ag_op_end(ag_first(&vn->ops, struct ag_op, link));
+	cr_assert(ag_list_empty(&vn->starve) && !ag_list_empty(&vn->kick), "it is looked at");
+}
+
+/* ---- rejections ---- */
+
+Test(agent_reject, classes)
+{
+	static const int record[] = {EACCES, EPERM,       EROFS,       ENOENT,
+				     ESTALE, EKEYEXPIRED, EKEYREVOKED, EKEYREJECTED};
+	static const int pages[] = {ENOSPC, EDQUOT, EFBIG, EIO};
+	static const int not [] = {EINVAL, ENOMEM, EAGAIN, EINTR, ETIMEDOUT, EHOSTDOWN, EPROTO};
+
+	for (unsigned i = 0; i < sizeof(record) / sizeof(*record); i++)
+		cr_assert_eq(ag_rejection(record[i]), AG_REJECT_RECORD);
+	for (unsigned i = 0; i < sizeof(pages) / sizeof(*pages); i++)
+		cr_assert_eq(ag_rejection(pages[i]), AG_REJECT_PAGES);
+	for (unsigned i = 0; i < sizeof(not ) / sizeof(*not ); i++)
+		cr_assert_eq(ag_rejection(not [i]), AG_REJECT_NOT);
+}
+
+Test(agent_reject, pages_go_once)
+{
+	struct ag_vnode *vn = fresh();
+	struct ag_op *op = store_new(vn, 1, 3);
+	const struct ag_reject *r;
+	uint32_t seq;
+
+	op->page[1].loud = 1;
+	op->walk = 3;
+	ag_op_arm(op);
+	atomic_store(&vn->word[3], rf_w_clean(vn->word[3], RF_PG_EMPTY, 1)); /* cut off */
+	seq = atomic_load(&vn->st->errseq);
+	ag_reject(op, EACCES, "", true);
+	cr_assert_eq(vn->word[1], ag_w_reject(op->page[0].word));
+	cr_assert(rf_w_gen(vn->word[1]) == 8 && rf_w_twin(vn->word[1]) == 1 &&
+		  !rf_w_cached(vn->word[1]));
+	cr_assert_eq(vn->word[2], ag_w_reject(op->page[1].word), "the loud one, too");
+	cr_assert_eq(rf_w_state(vn->word[3]), RF_PG_EMPTY);
+	cr_assert_eq(atomic_load(&vn->st->wb_err), EACCES);
+	cr_assert_neq(atomic_load(&vn->st->errseq), seq);
+	r = ag_rejected(vn->ag, 0);
+	cr_assert(r && r->err == EACCES && r->pages == 2 && r->off == 4106 && r->len == 8194);
+	cr_assert_str_eq(r->path, "file");
+	cr_assert_null(ag_rejected(vn->ag, 1));
+
+	/* A crash now: nothing is counted or listed twice. */
+	seq = atomic_load(&vn->st->errseq);
+	vn = crash(vn);
+	cr_assert_eq(ag_ops_adopt(vn), 0);
+	cr_assert_eq(atomic_load(&vn->st->errseq), seq);
+	cr_assert_eq(rf_w_state(vn->word[2]), RF_PG_REJECTED);
+	cr_assert_eq(ag_rejected(vn->ag, 0)->pages, 2u);
+	cr_assert_null(ag_rejected(vn->ag, 1));
+}
+
+Test(agent_reject, a_crash_in_the_middle_is_finished)
+{
+	struct ag_vnode *vn = fresh();
+	struct ag_op *op = store_new(vn, 1, 3);
+	uint32_t seq = atomic_load(&vn->st->errseq);
+
+	ag_op_arm(op);
+	op->slot->errseq = seq | RF_ERRSEQ_SEEN;
+	op->slot->rejected = EDQUOT;
+	atomic_store(&vn->word[1], ag_w_reject(vn->word[1]));
+	vn = crash(vn);
+	cr_assert_eq(ag_ops_adopt(vn), 0);
+	for (unsigned pg = 1; pg < 4; pg++)
+		cr_assert_eq(rf_w_state(vn->word[pg]), RF_PG_REJECTED);
+	cr_assert_neq(atomic_load(&vn->st->errseq), seq);
+	cr_assert_eq(ag_rejected(vn->ag, 0)->pages, 3u);
+	cr_assert(!ag_list_empty(&vn->tasks), "they are excised");
+}
+
+Test(agent_reject, the_rest_of_the_record_goes_unasked)
+{
+	struct ag_vnode *vn = fresh();
+	struct ag_op *refused = store_new(vn, 1, 1), *sent = store_new(vn, 2, 1);
+	struct ag_op *waits = store_new(vn, 3, 1), *key = store_new(vn, 4, 1);
+	struct ag_op *walk = store_new(vn, 5, 1);
+	struct ag_req *req = ag_alloc(sizeof(*req)), *other = ag_alloc(sizeof(*other));
+
+	refused->walk = sent->walk = waits->walk = key->walk = 6;
+	walk->walk = 7;
+	key->key = 1;
+	ag_op_arm(sent);
+	sent->state = AG_OP_SENT;
+	req->q.op = other->q.op = RF_OP_FLUSH;
+	req->pass.walk = 6;
+	other->pass.walk = 7;
+	ag_list_add(&vn->reqs, &req->link);
+	ag_list_add(&vn->reqs, &other->link);
+	ag_reject(refused, EKEYREVOKED, "", true);
+	ag_reject_record(refused, EKEYREVOKED);
+	cr_assert_eq(rf_w_state(vn->word[1]), RF_PG_REJECTED);
+	cr_assert_eq(rf_w_state(vn->word[2]), RF_PG_WRITEBACK, "the server says it itself");
+	cr_assert_eq(rf_w_state(vn->word[3]), RF_PG_REJECTED);
+	cr_assert_eq(rf_w_state(vn->word[4]), RF_PG_WRITEBACK, "another key");
+	cr_assert_eq(rf_w_state(vn->word[5]), RF_PG_WRITEBACK, "another walk");
+	cr_assert(req->pass.refused == AG_KEY_BIT(0) && req->pass.err == EKEYREVOKED);
+	cr_assert_eq(other->pass.refused, 0u);
+	cr_assert_eq(ag_rejected(vn->ag, 0)->pages, 2u, "one entry for the record");
+	cr_assert_null(ag_rejected(vn->ag, 1));
 }
 
 /* ---- the guard ---- */

@@ -10,7 +10,7 @@
  *	peer proc		connections that are not a program yet; attached programs
  *	task			work that needs a vnode for itself: invalidate_lock, strips, workers
  *	vnode change fetch	files: made; dropped, resized, changed, stripped; validated, filled
- *	op flush		changes on their way to the server; write-back
+ *	journal op flush reject	changes on their way to the server; write-back; what becomes of refused ones
  *	brk server key		breaks; connections to servers, leases, mass breaks; identities
  *	req info		requests of programs; the status text
  */
@@ -25,8 +25,10 @@
 #include "util.h"
 
 struct ag_io;
+struct ag_journal;
 struct ag_key;
 struct ag_server;
+struct ag_slots;
 struct ag_vnode;
 
 #define AG_FID_CHAINS 1024u
@@ -48,7 +50,7 @@ struct ag {
 	int keep;
 	int listen;
 	int uffd; /* of our own mappings of the page caches */
-	int host_fd, host_ro, twins_fd;
+	int host_fd, host_ro, twins_fd, journal_fd;
 	struct ag_io *listen_io, *keep_io;
 	struct rf_host *host;
 	struct rf_twins *twins;
@@ -58,8 +60,12 @@ struct ag {
 	uint32_t
 	    twin_high; /* no twin at or above was seen in use since the pool was last trimmed */
 
+	struct ag_journal *journal;
+	struct ag_slots *slots; /* which of its are free */
+	struct ag_list starved; /* vnodes that wait for one */
+
 	struct ag_list procs, peers, servers;
-	uint32_t nprocs, last_proc;
+	uint32_t nprocs;
 	struct ag_server *server[RF_MAX_SERVERS];
 	struct ag_key *key[RF_KEYS]; /* by number; 0 has none */
 
@@ -81,6 +87,7 @@ struct ag {
 	bool dropping;
 	uint32_t drop_hand;
 	uint64_t request; /* ids of changing calls */
+	uint64_t walk;    /* counts walks over dirty pages */
 	uint64_t busy_at; /* when there last was a reason to stay */
 	uint64_t term_at; /* 0, or told to stop then */
 	bool stopping;

@@ -10,9 +10,9 @@
  *	pool	while there are any: more often, in case that twins get short
  *	second	housekeeping: programs that hung up, memory, leaving when idle
  *
- * After a crash (life > 1) everything is found in the supervisor's table: pages in flight are DIRTY
- * again, what was half dropped is dropped, mapped files are stripped before any HELLO, and programs
- * send their requests again.
+ * After a crash (life > 1) everything is found in the supervisor's table: changes in flight are sent
+ * again as they were (journal.c), what was half dropped is dropped, mapped files are stripped before
+ * any HELLO, and programs send their requests again.
  *
  * Leaving.  When no program is attached and nothing is dirty for conf->idle, or on "stop" and
  * SIGTERM.  The starters' lock is held meanwhile, so that nobody starts another agent while this
@@ -44,6 +44,7 @@
 
 #include "change.h"
 #include "flush.h"
+#include "journal.h"
 #include "key.h"
 #include "peer.h"
 #include "proc.h"
@@ -214,6 +215,8 @@ static void on_tick(uv_timer_t *h)
 			ag_vn_flush_behind(vn);
 			dirty = true;
 		}
+		if (vn && vn->wind)
+			ag_task_post(ag_task_new(vn, ag_step_excise));
 	}
 	if (dirty && !uv_is_active((uv_handle_t *)&ag->pool))
 		pool_start(ag);
@@ -452,6 +455,7 @@ static void on_second(uv_timer_t *h)
 	trim_mappings(ag);
 	if (ag->twin_high > 64 && !unclean(ag))
 		trim_twins(ag);
+	ag_journal_check(ag);
 	ag_vn_trim(ag, false);
 	ag_memory(ag);
 	if (!ag->nprocs && idle < 3 * AG_SEC)
@@ -568,6 +572,7 @@ static int host_make(struct ag *ag)
 	struct ag_keep_host meta;
 	void *map;
 	uint32_t n;
+	int r;
 
 	ag->host_fd =
 	    ag_shared("refault-host", sizeof(struct rf_host), F_SEAL_SHRINK | F_SEAL_GROW, &map);
@@ -592,8 +597,12 @@ static int host_make(struct ag *ag)
 	ag->twins->n = ag->ntwins = n;
 	atomic_store(&ag->twins->owner[0], OWNER_AGENT); /* see pages.h */
 	ag->twins->magic = RF_MAGIC_TWINS;
+	r = ag_journal_make(ag);
+	if (r)
+		return r;
 	memcpy(meta.client, ag->client, sizeof(meta.client));
-	return ag_keep_put(ag->keep, AG_KEEP_HOST, 0, (int[]){ag->host_fd, ag->twins_fd}, 2, &meta,
+	return ag_keep_put(ag->keep, AG_KEEP_HOST, 0,
+			   (int[]){ag->host_fd, ag->twins_fd, ag->journal_fd}, 3, &meta,
 			   sizeof(meta));
 }
 
@@ -602,7 +611,7 @@ static int host_adopt(struct ag *ag, const struct ag_keep *k)
 	const struct ag_keep_host *meta = (const void *)k->meta;
 	struct stat st;
 
-	if (k->nfd != 2 || k->len != sizeof(*meta) || fstat(k->fd[1], &st))
+	if (k->nfd != 3 || k->len != sizeof(*meta) || fstat(k->fd[1], &st))
 		return -EPROTO;
 	ag->host_fd = k->fd[0];
 	ag->twins_fd = k->fd[1];
@@ -622,7 +631,7 @@ static int host_adopt(struct ag *ag, const struct ag_keep *k)
 	ag->twins->n = ag->ntwins;
 	ag->boot = ag->host->boot;
 	memcpy(ag->client, meta->client, sizeof(ag->client));
-	return 0;
+	return ag_journal_adopt(ag, k->fd[2]);
 }
 
 static int each(struct ag *ag, struct ag_keeptab *tab, enum ag_keep_kind kind,
@@ -693,6 +702,7 @@ static void go_on(struct ag *ag, struct ag_keeptab *tab)
 	each(ag, tab, AG_KEEP_PROC, ag_proc_adopt);
 	each(ag, tab, AG_KEEP_USE, use_adopt);
 	stat_adopt(ag);
+	ag_slots_forget(ag);
 	ag_procs_check(ag);
 	/* No promise holds; nothing stays mapped before the servers hear of us. */
 	ag_for_each (srv, &ag->servers, link) {
@@ -735,6 +745,7 @@ static void lists_init(struct ag *ag)
 	ag_list_init(&ag->slow_ops);
 	ag_list_init(&ag->opens);
 	ag_list_init(&ag->shorts);
+	ag_list_init(&ag->starved);
 	for (unsigned i = 0; i < AG_FID_CHAINS; i++)
 		ag_list_init(&ag->fid[i]);
 }

@@ -19,13 +19,15 @@
 #include "brk.h"
 #include "fetch.h"
 #include "op.h"
+#include "proc.h"
 #include "server.h"
 #include "vnode.h"
 
 /* ---- bytes of one page, guarded ---- */
 
 struct touch {
-	void *page, *twin, *snap;
+	void *page, *twin;
+	const uint8_t *inflight;
 	const _Atomic uint8_t *mark;
 	const void *bytes;
 	const uint8_t *which;
@@ -50,7 +52,7 @@ static void do_merge(void *arg)
 {
 	struct touch *t = arg;
 
-	ag_merge(t->page, t->twin, t->mark, t->snap, t->bytes, t->which, t->from, t->to);
+	ag_merge(t->page, t->twin, t->mark, t->inflight, t->bytes, t->which, t->from, t->to);
 }
 
 /* A clean page changes in place.  False: it was not clean any more when we looked. */
@@ -73,14 +75,14 @@ static bool clean_in_place(struct ag_vnode *vn, uint64_t page, uint64_t w, void 
 
 /*
  * Cut off or punched.  In a dirty page nothing of it may stay behind as a change, or the zeros
- * would win over what comes there later: no mark, and no difference to a copy that becomes the
- * twin.
+ * would win over what comes there later: no mark, and no difference to what becomes the twin.
  */
 void ag_page_zero(struct ag_vnode *vn, uint64_t page, uint32_t from, uint32_t to)
 {
 	rf_word *word = &vn->word[page];
 	struct touch t = {.page = ag_vn_page(vn, page), .from = from, .to = to};
 	_Atomic uint8_t *mark;
+	uint8_t *inflight;
 
 	if (from >= to)
 		return;
@@ -92,9 +94,9 @@ void ag_page_zero(struct ag_vnode *vn, uint64_t page, uint32_t from, uint32_t to
 			ag_guard(do_zero, &t);
 			if (t.twin)
 				ag_zero(t.twin, from, to);
-			t.snap = ag_op_snapshot(vn, page);
-			if (t.snap)
-				ag_zero(t.snap, from, to);
+			inflight = ag_op_inflight(vn, page);
+			if (inflight) /* what arrives of it is not the twin's */
+				ag_unmark((_Atomic uint8_t *)inflight, from, to);
 			mark = ag_twin_mark(vn->ag, w);
 			if (mark)
 				ag_unmark(mark, from, to);
@@ -119,7 +121,7 @@ static void page_bytes(struct ag_vnode *vn, uint64_t page, uint32_t from, uint32
 		if (ag_w_twinned(w)) {
 			t.twin = ag_twin(vn->ag, w);
 			t.mark = ag_twin_mark(vn->ag, w);
-			t.snap = ag_op_snapshot(vn, page);
+			t.inflight = ag_op_inflight(vn, page);
 			if (t.twin)
 				ag_guard(do_merge, &t);
 			ag_count(vn->ag, RF_R_MERGE, 1);
@@ -172,7 +174,7 @@ static bool take_any(struct ag_task *t, uint64_t page)
 		if (ag_w_twinned(w) && !t->safe)
 			return false;
 	} while (!ag_word_move(word, w, rf_w_clean(w, RF_PG_WRITEBACK, 1)));
-	if (ag_w_twinned(w))
+	if (ag_w_owns_twin(w))
 		ag_twin_free(vn->ag, rf_w_twin(w));
 	return true;
 }
@@ -187,8 +189,7 @@ static void gone(struct ag_vnode *vn, uint64_t first, uint64_t end)
 		rf_word *word = &vn->word[page];
 		uint64_t w = atomic_load(word);
 
-		if ((rf_w_state(w) != RF_PG_WRITEBACK && rf_w_state(w) != RF_PG_REJECTED) ||
-		    ag_w_twinned(w))
+		if (rf_w_state(w) != RF_PG_WRITEBACK || ag_w_twinned(w))
 			continue;
 		if (ag_word_move(word, w, rf_w_clean(w, RF_PG_EMPTY, 0)))
 			ag_vn_cached(vn, false);
@@ -254,16 +255,6 @@ static uint64_t size_of(const struct ag_vnode *vn, const rf_status *st)
 	return vn->size > vn->ssize ? ag_max(vn->size, st->size) : st->size;
 }
 
-/* Nothing here can be trusted to be of any version. */
-static void forget_version(struct ag_vnode *vn)
-{
-	ag_vn_unpromise(vn);
-	ag_vn_set_dv(vn, 0);
-	vn->target = 0;
-	vn->nmerge = 0;
-	vn->epoch++;
-}
-
 /* ---- revalidate ---- */
 
 static void reval_worked(struct ag_task *t)
@@ -318,7 +309,7 @@ static void reval_locked(struct ag_task *t)
 
 void ag_step_revalidate(struct ag_task *t)
 {
-	forget_version(t->vn);
+	ag_vn_forget_version(t->vn);
 	ag_task_lock(t, reval_locked);
 }
 
@@ -483,8 +474,8 @@ static void change_worked(struct ag_task *t)
 		ag_vn_status(vn, &t->st);
 		if (ours)
 			ag_vn_set_dv(vn, t->st.dv);
-		else if (vn->target || failed)
-			forget_version(vn);
+		else if (vn->target || t->repeat || failed)
+			ag_vn_forget_version(vn);
 		else
 			ag_vn_unpromise(vn);
 		vn->epoch++;
@@ -579,7 +570,61 @@ static void excise_worked(struct ag_task *t)
 {
 	size_end(t);
 	all_gone(t);
+	if (t->vn->wind && t->vn->size <= t->vn->ssize)
+		ag_vn_wind(t->vn, false);
 	ag_task_end(t);
+}
+
+static void do_revert(void *arg)
+{
+	struct touch *t = arg;
+
+	ag_store(t->page, t->twin, NULL, 0, RF_PAGE_SIZE);
+}
+
+/*
+ * A page that must not be punched, because somebody is about to store to it: it becomes what the
+ * server last had, in place, and whatever is stored there from now on is a change to that.
+ */
+static void revert(struct ag_vnode *vn, uint64_t page, uint64_t w)
+{
+	struct touch t = {.page = ag_vn_page(vn, page), .twin = ag_twin(vn->ag, w)};
+
+	if (t.twin) {
+		ag_twin_unmark(vn->ag, rf_w_twin(w));
+		ag_guard(do_revert, &t);
+	}
+	atomic_store(&vn->st->dirtied, 1);
+	ag_word_move(&vn->word[page], w, rf_w_to(w, RF_PG_DIRTY));
+}
+
+static void excise_page(struct ag_task *t, uint64_t page, uint64_t w)
+{
+	struct ag_vnode *vn = t->vn;
+
+	ag_count(vn->ag, RF_R_EXCISE, 1);
+	if ((w & RF_W_SYNC) || (!t->safe && ag_slots_busy(vn->ag, vn->id, page, 1))) {
+		revert(vn, page, w);
+		return;
+	}
+	if (ag_word_move(&vn->word[page], w, rf_w_clean(w, RF_PG_WRITEBACK, 0)))
+		ag_twin_free(vn->ag, rf_w_twin(w));
+	ag_task_punch(t, page);
+}
+
+/*
+ * Back to the server's end of file, but for what is dirty behind it, which may still be accepted.  Not
+ * under the hands of somebody who may be writing there.
+ */
+static void wind_back(struct ag_task *t, uint64_t dirty_end)
+{
+	struct ag_vnode *vn = t->vn;
+	uint64_t size = ag_max(vn->ssize, ag_min(vn->size, dirty_end << RF_PAGE_SHIFT));
+
+	if (!vn->wind || vn->unapplied || !t->safe)
+		return;
+	if (size < vn->size)
+		size_begin(t, size);
 }
 
 static void excise_locked(struct ag_task *t)
@@ -593,16 +638,12 @@ static void excise_locked(struct ag_task *t)
 	while (ag_scan_next(&s, &page)) {
 		uint64_t w = atomic_load(&vn->word[page]);
 
-		if (rf_w_state(w) == RF_PG_REJECTED) {
-			ag_task_punch(t, page);
-			ag_count(vn->ag, RF_R_EXCISE, 1);
-		} else if (ag_w_twinned(w)) {
+		if (rf_w_state(w) == RF_PG_REJECTED)
+			excise_page(t, page, w);
+		if (ag_w_twinned(atomic_load(&vn->word[page])))
 			end = page + 1;
-		}
 	}
-	/* Back to the server's end of file, but for what a later write put behind it. */
-	if (vn->size > vn->ssize && !vn->unapplied)
-		size_begin(t, ag_max(vn->ssize, ag_min(vn->size, end << RF_PAGE_SHIFT)));
+	wind_back(t, end);
 	ag_task_work(t, excise_worked);
 }
 

@@ -8,9 +8,13 @@
  * their twins, until the server has applied them.
  *
  * A page that does not become quiet (a slot named it for too long, a program's mapping table would
- * not stand still, it holds a synchronisation object) is copied and is DIRTY again at once; the
- * copy is what was sent, and becomes the twin when it is applied.  Until then the page is in no
- * other batch.
+ * not stand still, it holds a synchronisation object) is loud: it is DIRTY again as soon as what is
+ * sent of it has been copied.  A bit a byte in the slot of the journal says what of it is on its way
+ * (op.c): merges leave these bytes alone, and they are the twin's when they have been applied.  Until
+ * then the page is in no other batch.
+ *
+ * A batch is one STORE, of pages that are dirty under one key; where the key changes, the next
+ * begins.
  *
  * `dirtied` (set by programs before every CAS to DIRTY, slot held) is cleared at the beginning of a
  * walk over the whole file, while wb_inflight is raised so that nobody takes the file for clean; it
@@ -22,10 +26,12 @@
 #include "flush.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
+#include "key.h"
 #include "proc.h"
+#include "reject.h"
+#include "req.h"
 #include "server.h"
 
 #define BATCH (RF_MAX_DATA >> RF_PAGE_SHIFT)
@@ -38,7 +44,7 @@
 
 static bool slots_busy(const struct ag_op *op)
 {
-	const struct ag_op_page *first = &op->page[0], *last = &op->page[op->npages - 1];
+	const struct ag_slot_page *first = &op->page[0], *last = &op->page[op->npages - 1];
 
 	return ag_slots_busy(op->vn->ag, op->vn->id, first->page, last->page - first->page + 1);
 }
@@ -80,30 +86,8 @@ static void do_diff(void *arg)
 		       : ag_diff_all(d->change, d->page, d->off, d->limit);
 }
 
-/* Buffers for one batch; what a STORE keeps is copied out of them in its true size. */
-static struct ag_change *scratch(void)
-{
-	static struct ag_change c;
-
-	if (!c.range) {
-		c.cap = RF_MAX_RANGES;
-		c.size = RF_MAX_DATA;
-		c.range = malloc(c.cap * sizeof(*c.range));
-		c.data = malloc(c.size);
-		if (!c.range || !c.data) {
-			free(c.range);
-			free(c.data);
-			c.range = NULL;
-			return NULL;
-		}
-	}
-	c.n = 0;
-	c.len = 0;
-	return &c;
-}
-
 /* The page goes back to be flushed another time. */
-static void page_undo(struct ag_vnode *vn, const struct ag_op_page *p)
+static void page_undo(struct ag_vnode *vn, const struct ag_slot_page *p)
 {
 	atomic_store(&vn->st->dirtied, 1);
 	ag_word_move(&vn->word[p->page], p->word, rf_w_to(p->word, RF_PG_DIRTY));
@@ -113,9 +97,10 @@ static void page_undo(struct ag_vnode *vn, const struct ag_op_page *p)
  * Diff one page of the batch.  1: it has changes and stays in the op.  0: it has none and is done.
  * -ENOSPC: the STORE is full; the page is as it was.
  */
-static int take_page(struct ag_op *op, struct ag_op_page *p, struct ag_change *c, bool quiet)
+static int take_page(struct ag_op *op, struct ag_slot_page *p)
 {
 	struct ag_vnode *vn = op->vn;
+	struct ag_change *c = &op->change;
 	const uint64_t off = p->page << RF_PAGE_SHIFT;
 	struct diff d = {.change = c,
 			 .page = ag_vn_page(vn, p->page),
@@ -126,16 +111,6 @@ static int take_page(struct ag_op *op, struct ag_op_page *p, struct ag_change *c
 	uint64_t last = c->n ? c->range[c->n - 1].len : 0;
 
 	d.limit = off >= vn->size ? 0 : (uint32_t)ag_min(RF_PAGE_SIZE, vn->size - off);
-	if (p->word & RF_W_SYNC)
-		quiet = false;
-	if (!quiet) {
-		p->snap = ag_page_dup(d.page);
-		if (!p->snap) {
-			page_undo(vn, p);
-			return 0;
-		}
-		d.page = p->snap;
-	}
 	if (ag_guard(do_diff, &d)) {
 		/* A program punched it, past us: there is nothing left to send. */
 		c->n = was.n;
@@ -146,39 +121,40 @@ static int take_page(struct ag_op *op, struct ag_op_page *p, struct ag_change *c
 		ag_log("%s: dirty page %llu vanished from the cache", vn->path,
 		       (unsigned long long)p->page);
 	}
-	if (d.r < 0) {
-		free(p->snap);
-		p->snap = NULL;
+	if (d.r < 0)
 		return -ENOSPC;
-	}
-	if (!quiet) {
+	if (p->loud)
 		ag_count(vn->ag, RF_R_REDIRTY, 1);
-		page_undo(vn, p);
-		if (!d.r) {
-			free(p->snap);
-			p->snap = NULL;
-		}
-	} else if (!d.r) {
-		if (ag_word_move(&vn->word[p->page], p->word,
-				 rf_w_clean(p->word, RF_PG_UPTODATE, 0)))
-			ag_twin_free(vn->ag, rf_w_twin(p->word));
-	}
 	if (d.r) {
 		ag_count(vn->ag, RF_R_FLUSH_PAGE, 1);
 		ag_count(vn->ag, RF_R_FLUSH_BYTES, (uint64_t)d.r);
+		return 1;
 	}
-	return d.r > 0;
+	if (p->loud)
+		page_undo(vn, p);
+	else if (ag_word_move(&vn->word[p->page], p->word, rf_w_clean(p->word, RF_PG_UPTODATE, 0)))
+		ag_twin_free(vn->ag, rf_w_twin(p->word));
+	return 0;
 }
 
-/* Move pages [from, ..) of op to a new op behind it. */
+/* Move pages [from, ..) of op to a new op behind it; they are flushed another time if there is none. */
 static struct ag_op *split(struct ag_op *op, uint32_t from)
 {
-	struct ag_op *rest = ag_op_new(op->vn, RF_STORE);
+	struct ag_op *rest = ag_op_new(op->vn, RF_STORE, true);
 
+	for (uint32_t i = from; !rest && i < op->npages; i++)
+		page_undo(op->vn, &op->page[i]);
+	if (!rest) {
+		ag_reqs_op_lost(op->vn, op);
+		op->npages = from;
+		return NULL;
+	}
 	rest->npages = op->npages - from;
-	rest->page = ag_memdup(op->page + from, rest->npages * sizeof(*rest->page));
+	memcpy(rest->page, op->page + from, rest->npages * sizeof(*rest->page));
 	rest->durable = op->durable;
 	rest->soon = op->soon;
+	rest->key = op->key;
+	rest->walk = op->walk;
 	op->durable = false;
 	op->npages = from;
 	/* Who waits for op waits for it, too. */
@@ -191,40 +167,31 @@ static struct ag_op *split(struct ag_op *op, uint32_t from)
 /* The slots are let go of, or it was waited long enough: protect, diff, send. */
 static void batch_go(struct ag_op *op, bool quiet)
 {
-	struct ag_change *c;
-
 	ag_list_del(&op->slow);
 	while (op) {
 		struct ag_vnode *vn = op->vn;
 		struct ag_op *rest = NULL;
 		uint32_t i, k = 0;
 
-		c = scratch();
-		if (!c) {
-			ag_op_undo(op);
-			ag_op_end(op);
-			return;
-		}
 		for (i = 0; i < op->npages; i++) {
-			int r = take_page(op, &op->page[i], c, quiet && !op->page[i].loud);
+			struct ag_slot_page *p = &op->page[i];
+			int r;
 
+			p->loud |= !quiet || (p->word & RF_W_SYNC);
+			r = take_page(op, p);
 			if (r < 0) {
 				rest = split(op, i);
 				break;
 			}
 			if (r)
-				op->page[k++] = op->page[i];
+				op->page[k++] = *p;
 		}
 		op->npages = k;
-		if (!c->n) {
+		if (!op->change.n) {
 			ag_op_end(op);
 			op = rest;
 			continue;
 		}
-		op->change.n = op->change.cap = c->n;
-		op->change.len = op->change.size = c->len;
-		op->change.range = ag_memdup(c->range, c->n * sizeof(*c->range));
-		op->change.data = ag_memdup(c->data, c->len);
 		op->may_extend = vn->size > vn->ssize;
 		ag_count(vn->ag, RF_R_STORE, 1);
 		ag_op_send(op);
@@ -257,7 +224,6 @@ static void batch_start(struct ag_op *op)
 {
 	uint64_t since = ag_now();
 
-	op->state = AG_OP_PREP;
 	op->since = since;
 	atomic_thread_fence(memory_order_seq_cst);
 	while (slots_busy(op) && ag_now() - since < SLOT_SPIN)
@@ -284,7 +250,14 @@ void ag_pass_init(struct ag_pass *p, struct ag_vnode *vn, uint64_t page, uint64_
 			      .page = page,
 			      .end = end,
 			      .whole = !page && end == UINT64_MAX,
-			      .durable = durable};
+			      .durable = durable,
+			      .walk = ++vn->ag->walk};
+}
+
+void ag_pass_refused(struct ag_pass *p, uint32_t key, int err)
+{
+	p->refused |= AG_KEY_BIT(key);
+	p->err = err;
 }
 
 static void pass_begin(struct ag_pass *p)
@@ -326,41 +299,61 @@ static unsigned stores_under_way(const struct ag_vnode *vn)
 	return n;
 }
 
-/* Collect up to BATCH pages.  *held: it ended at a page that has to wait. */
+/* Pages that are DIRTY though part of them is on its way. */
+static bool any_loud(const struct ag_vnode *vn)
+{
+	struct ag_op *op;
+
+	ag_for_each (op, &vn->ops, link)
+		for (uint32_t i = 0; op->armed && !op->applied && i < op->npages; i++)
+			if (op->page[i].loud)
+				return true;
+	return false;
+}
+
+/* Collect up to BATCH pages of one key.  *held: it ended at a page, or for want of a slot, that has to be waited for. */
 static struct ag_op *collect(struct ag_pass *p, bool *held)
 {
 	struct ag_vnode *vn = p->vn;
 	struct ag_scan s = ag_scan(vn, p->page, ag_min(p->end, ag_vn_pages(vn)));
-	bool copies = false, more = false;
-	struct ag_op *op;
+	const bool loud = any_loud(vn);
+	struct ag_op *op = NULL;
+	bool more = false;
 	uint64_t page;
 
-	ag_for_each (op, &vn->ops, link)
-		for (uint32_t i = 0; i < op->npages; i++)
-			copies |= op->page[i].snap != NULL;
-	op = NULL;
 	*held = false;
 	while (!*held && !more && ag_scan_next(&s, &page)) {
 		rf_word *word = &vn->word[page];
 		uint64_t w = atomic_load_explicit(word, memory_order_acquire);
 		uint64_t to = rf_w_to(w, RF_PG_WRITEBACK);
+		uint32_t key;
 
 		if (rf_w_state(w) != RF_PG_DIRTY)
 			continue;
-		*held = copies && ag_op_snapshot(vn, page);
-		more = op && op->npages == BATCH;
+		key = ag_key_check(vn->ag, rf_w_key(w));
+		*held = loud && ag_op_inflight(vn, page);
+		more = op && (op->npages == BATCH || op->key != key);
 		p->page = page;
-		if (*held || more || !ag_word_move(word, w, to))
+		if (*held || more)
 			continue;
-		if (!op)
-			op = ag_op_new(vn, RF_STORE);
-		if (!(op->npages & (op->npages - 1)))
-			op->page = ag_realloc(op->page, (op->npages ? 2 * op->npages : 1) *
-							    sizeof(*op->page));
-		op->page[op->npages++] = (struct ag_op_page){.page = page, .word = to};
+		if (!op) {
+			op = ag_op_new(vn, RF_STORE, false);
+			*held = !op;
+			if (!op)
+				continue;
+			op->state = AG_OP_PREP;
+			op->key = key;
+			op->walk = p->walk;
+		}
+		if (ag_word_move(word, w, to))
+			op->page[op->npages++] = (struct ag_slot_page){.page = page, .word = to};
 	}
 	if (!*held && !more)
 		p->page = p->end;
+	if (op && !op->npages) { /* somebody else was faster */
+		ag_op_end(op);
+		op = NULL;
+	}
 	return op;
 }
 
@@ -377,6 +370,11 @@ bool ag_pass_step(struct ag_pass *p)
 		    vn->vol->srv->state != AG_UP || !vn->vol->ready)
 			return false;
 		op = collect(p, &held);
+		if (op && p->refused & AG_KEY_BIT(op->key)) {
+			ag_reject(op, p->err, "", false);
+			ag_op_end(op);
+			return false; /* when it is excised */
+		}
 		if (op) {
 			op->durable = p->durable && p->page == p->end;
 			op->soon = p->durable;

@@ -16,6 +16,9 @@ struct ag_pass {
 	uint64_t page, end;
 	bool whole; /* all of the file: afterwards `dirtied` can be clear */
 	bool begun, durable;
+	uint64_t walk;    /* what it finds dirty under one key is a record, see reject.h */
+	uint64_t refused; /* set of keys under which nothing is asked for any more */
+	int err;          /* why */
 };
 
 void ag_pass_init(struct ag_pass *p, struct ag_vnode *vn, uint64_t page, uint64_t end,
@@ -24,6 +27,9 @@ void ag_pass_init(struct ag_pass *p, struct ag_vnode *vn, uint64_t page, uint64_
 bool ag_pass_step(struct ag_pass *p);
 /* Give up a walk that was begun and not ended. */
 void ag_pass_stop(struct ag_pass *p);
+
+/* The server refuses whoever has that key: what the walk still finds under it is rejected. */
+void ag_pass_refused(struct ag_pass *p, uint32_t key, int err);
 
 /* The fast timer: a STORE that waits for slots. */
 void ag_flush_slow(struct ag_op *op, uint64_t now);

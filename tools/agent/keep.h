@@ -16,7 +16,7 @@
 
 enum ag_keep_kind {
 	AG_KEEP_LISTEN = 1, /* id 0: the listening socket */
-	AG_KEEP_HOST,       /* id 0: host, twins; struct ag_keep_host */
+	AG_KEEP_HOST,       /* id 0: host, twins, journal; struct ag_keep_host */
 	AG_KEEP_PROC,       /* id: proc id: connection, proc, userfaultfd, stripper, pidfd */
 	AG_KEEP_VNODE,      /* id: vnode: data, state; struct ag_keep_vnode and strings */
 	AG_KEEP_USE,        /* id: proc << 32 | vnode; struct ag_keep_use */

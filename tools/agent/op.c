@@ -6,14 +6,29 @@
  * breaks: the version steps over our own change if it was the version before; RELEASED, when nobody
  * can see the old bytes any more.  A program's flush waits for RELEASED.
  *
- * A connection that is lost: a STORE that was not applied is forgotten, its pages are DIRTY again
- * and the next flush makes a new one from them.  Everything else (also a STORE that was applied but
- * not released) is sent again, with the same request id, which the server does not apply twice.
+ * All of a change lies in a slot of the journal, armed before the first byte goes out and put back
+ * when it is over.  So the slots are the changes that a server may know of, and a change is never
+ * made anew of what may have been applied, seen, and overwritten by others: it is sent again as it
+ * was, under its id, which the server does not apply twice (as long as it remembers: vol->memory).
+ * That holds for a connection that is lost and for an agent that is:
  *
- * Rejection.  A STORE that the server refuses for good marks its pages REJECTED, counts an error
- * and has them excised; a refusal for other reasons leaves them DIRTY for the next flush.
+ *	Lost connection: what was SENT is LOST, and goes out again, in order, before anything else
+ *	about the file.  Pages must not stand still until then: they are loud now, see flush.c.
+ *	Crash: the next agent makes LOST changes of all armed slots.  A page of them that is as it
+ *	was is loud; one that is not, was finished or cut off, and is not part of it any more.
+ *	WRITEBACK pages of no armed slot were never sent, and are DIRTY.
+ *	A flush that was told to wait for the agent's changes still does: they are all here,
+ *	wb_inflight counts them, and those that are applied and not durable left `unstable` set.
+ *	A program that waits for its change sends the request again, with the same id, and finds the
+ *	change here; or it is answered before it does.
  *
- * Counters: store, redirty (flush.c), excise (change.c).
+ * A server that remembers nothing of before: a STORE that was not applied is diffed anew, an APPEND
+ * fails, sizes and holes are asked for again, what was applied is made durable by SYNC.
+ *
+ * The answer to a repeat is the one of then: if it does not fit the version here, the version is
+ * forgotten, since bytes that were thought to be on their way have been left out of merges.
+ *
+ * Counters: store, redirty (flush.c), resend, reject (reject.c).
  * Locks: page words by CAS; a word is moved on only if it is still the one that was sent.
  */
 #include "op.h"
@@ -25,20 +40,38 @@
 #include "change.h"
 #include "fetch.h"
 #include "key.h"
+#include "reject.h"
 #include "req.h"
 #include "server.h"
 
-struct ag_op *ag_op_new(struct ag_vnode *vn, enum rf_type type)
+static struct ag_op *op_make(struct ag_vnode *vn, struct ag_slot *s, enum rf_type type)
 {
 	struct ag_op *op = ag_alloc(sizeof(*op));
 
 	op->vn = vn;
 	op->type = type;
+	op->slot = s;
+	if (s) {
+		op->page = s->page;
+		op->change = (struct ag_change){
+		    .range = s->range, .cap = RF_MAX_RANGES, .data = s->data, .size = RF_MAX_DATA};
+	}
+	ag_list_init(&op->slow);
+	ag_list_add(&vn->ops, &op->link);
+	return op;
+}
+
+struct ag_op *ag_op_new(struct ag_vnode *vn, enum rf_type type, bool spare)
+{
+	struct ag_slot *s = type == RF_SYNC ? NULL : ag_slot_take(vn, spare);
+	struct ag_op *op;
+
+	if (!s && type != RF_SYNC)
+		return NULL;
+	op = op_make(vn, s, type);
 	op->seq = ++vn->op_seq;
 	op->request = (uint64_t)vn->ag->life << 40 | ++vn->ag->request;
 	vn->unapplied++;
-	ag_list_init(&op->slow);
-	ag_list_add(&vn->ops, &op->link);
 	if (type != RF_SYNC)
 		atomic_fetch_add(&vn->st->wb_inflight, 1);
 	return op;
@@ -56,23 +89,39 @@ void ag_op_end(struct ag_op *op)
 		atomic_fetch_sub(&vn->st->wb_inflight, 1);
 	ag_list_del(&op->link);
 	ag_list_del(&op->slow);
-	for (uint32_t i = 0; i < op->npages; i++)
-		free(op->page[i].snap);
-	free(op->page);
-	free(op->change.range);
-	free(op->change.data);
+	if (op->slot)
+		ag_slot_put(vn, op->slot);
+	if (vn->wind && !vn->unapplied)
+		ag_task_post(ag_task_new(vn, ag_step_excise));
 	ag_vn_kick(vn);
 	free(op);
 }
 
-void *ag_op_snapshot(const struct ag_vnode *vn, uint64_t page)
+uint8_t *ag_op_inflight(const struct ag_vnode *vn, uint64_t page)
 {
 	struct ag_op *op;
 
 	ag_for_each (op, &vn->ops, link)
-		for (uint32_t i = 0; !op->applied && i < op->npages; i++)
-			if (op->page[i].page == page && op->page[i].snap)
-				return op->page[i].snap;
+		for (uint32_t i = 0; op->armed && !op->applied && i < op->npages; i++)
+			if (op->page[i].page == page && op->page[i].loud)
+				return op->slot->bits[i];
+	return NULL;
+}
+
+uint64_t ag_op_word(const struct ag_op *op, uint32_t i)
+{
+	const struct ag_slot_page *p = &op->page[i];
+
+	return op->armed && p->loud ? rf_w_to(p->word, RF_PG_DIRTY) : p->word;
+}
+
+struct ag_op *ag_op_find(struct ag_vnode *vn, uint64_t request)
+{
+	struct ag_op *op;
+
+	ag_for_each (op, &vn->ops, link)
+		if (op->program && op->request == request)
+			return op;
 	return NULL;
 }
 
@@ -124,16 +173,65 @@ bool ag_ops_silent(const struct ag_vnode *vn, uint64_t seq, uint64_t since)
 
 /* ---- pages ---- */
 
+/*
+ * A page is DIRTY again while it is on its way: bits says what of it is, and what is marked from
+ * now on was written after that.
+ */
+static void make_loud(struct ag_op *op, uint32_t i)
+{
+	struct ag_vnode *vn = op->vn;
+	const uint64_t w = op->page[i].word;
+	_Atomic uint8_t *mark = ag_twin_mark(vn->ag, w);
+
+	if (mark)
+		ag_unmark_bits(mark, op->slot->bits[i]);
+	atomic_store(&vn->st->dirtied, 1);
+	ag_word_move(&vn->word[op->page[i].page], w, rf_w_to(w, RF_PG_DIRTY));
+}
+
+void ag_op_arm(struct ag_op *op)
+{
+	struct ag_slot *s = op->slot;
+
+	s->type = op->type;
+	s->key = op->key;
+	s->seq = op->seq;
+	s->request = op->request;
+	s->memory = op->memory;
+	s->durable = op->durable;
+	s->may_extend = op->may_extend;
+	s->program = op->program;
+	s->size = op->size;
+	s->alloc_off = op->alloc_off;
+	s->grow_only = op->grow_only;
+	s->keep_size = op->keep_size;
+	s->npages = op->npages;
+	s->nranges = op->change.n;
+	s->len = op->change.len;
+	for (uint32_t i = 0; i < op->npages; i++)
+		if (op->page[i].loud)
+			ag_sent_bits(&op->change, op->page[i].page, s->bits[i]);
+	ag_slot_arm(op->vn->ag, s);
+	op->armed = true;
+	for (uint32_t i = 0; i < op->npages; i++)
+		if (op->page[i].loud)
+			make_loud(op, i);
+}
+
 void ag_op_undo(struct ag_op *op)
 {
 	struct ag_vnode *vn = op->vn;
+	struct ag *ag = vn->ag;
 
 	atomic_store(&vn->st->dirtied, 1);
 	for (uint32_t i = 0; i < op->npages; i++) {
-		struct ag_op_page *p = &op->page[i];
+		const struct ag_slot_page *p = &op->page[i];
+		const uint64_t w = ag_op_word(op, i);
 
-		if (!p->snap)
-			ag_word_move(&vn->word[p->page], p->word, rf_w_to(p->word, RF_PG_DIRTY));
+		if (rf_w_state(w) == RF_PG_WRITEBACK)
+			ag_word_move(&vn->word[p->page], w, rf_w_to(w, RF_PG_DIRTY));
+		else if (atomic_load(&vn->word[p->page]) == w)
+			ag_twin_mark_again(ag, rf_w_twin(w), op->slot->bits[i]);
 	}
 }
 
@@ -143,91 +241,63 @@ static void pages_applied(struct ag_op *op)
 	struct ag *ag = vn->ag;
 
 	for (uint32_t i = 0; i < op->npages; i++) {
-		struct ag_op_page *p = &op->page[i];
+		struct ag_slot_page *p = &op->page[i];
 		rf_word *word = &vn->word[p->page];
-		void *twin = ag_twin(ag, p->word);
+		const uint64_t w = ag_op_word(op, i);
+		void *twin = ag_twin(ag, w);
 
-		if (!p->snap) {
-			if (ag_word_move(word, p->word, rf_w_clean(p->word, RF_PG_UPTODATE, 0)))
-				ag_twin_free(ag, rf_w_twin(p->word));
-		} else if (twin && atomic_load(word) == rf_w_to(p->word, RF_PG_DIRTY)) {
-			memcpy(twin, p->snap, RF_PAGE_SIZE);
-			ag_twin_unmark(ag, rf_w_twin(p->word));
+		if (rf_w_state(w) == RF_PG_WRITEBACK) {
+			if (ag_word_move(word, w, rf_w_clean(w, RF_PG_UPTODATE, 0)))
+				ag_twin_free(ag, rf_w_twin(w));
+		} else if (twin && atomic_load(word) == w) {
+			ag_sent_arrived(&op->change, p->page, op->slot->bits[i], twin);
 		}
-		free(p->snap);
-		p->snap = NULL;
 	}
-}
-
-static void pages_rejected(struct ag_op *op)
-{
-	struct ag_vnode *vn = op->vn;
-
-	for (uint32_t i = 0; i < op->npages; i++) {
-		struct ag_op_page *p = &op->page[i];
-		uint64_t w = p->snap ? rf_w_to(p->word, RF_PG_DIRTY) : p->word;
-
-		/* Test and set: excised once. */
-		if (ag_word_move(&vn->word[p->page], w, rf_w_clean(w, RF_PG_REJECTED, 1)))
-			ag_twin_free(vn->ag, rf_w_twin(w));
-	}
+	atomic_signal_fence(memory_order_seq_cst);
+	op->slot->applied = 1;
 }
 
 /* ---- answers ---- */
 
-static bool rejection(int err)
+/* A program waits for it; also one whose request this agent has not got. */
+static void answer(struct ag_op *op, int err)
 {
-	switch (err) {
-	case EACCES:
-	case EPERM:
-	case EROFS:
-	case EDQUOT:
-	case ENOSPC:
-	case EFBIG:
-	case EKEYEXPIRED:
-	case EKEYREVOKED:
-	case EKEYREJECTED:
-	case ENOENT:
-	case ESTALE:
-	case EIO:
-		return true;
-	}
-	return false;
-}
-
-static void wb_error(struct ag_vnode *vn, int err)
-{
-	rf_errseq_set(vn->st, err);
+	if (op->req && err)
+		ag_req_op(op->req, op, err, 0);
+	else if (op->req)
+		ag_req_op_released(op->req, op);
+	else if (op->program)
+		ag_req_answer(op->vn->ag, op->request, err, op->off);
 }
 
 static void op_failed(struct ag_op *op, const rf_error *e)
 {
 	struct ag_vnode *vn = op->vn;
-	int err = e->err ? (int)e->err : EIO;
+	int err = e->err && e->err < 4096 ? (int)e->err : EIO;
 	bool ours = op->type == RF_STORE || (op->type == RF_SET_SIZE && !op->program);
-	bool told = true; /* by the error sequence */
 
 	if (op->applied || op->type == RF_SYNC) {
-		wb_error(vn, err);
+		rf_errseq_set(vn->st, err);
 		ag_log("%s: cannot be made durable: %s (%s)", vn->path, strerror(err), e->what);
-	} else if (ours && rejection(err)) {
-		wb_error(vn, err);
-		ag_log(
-		    "%s: the server refused the write-back of %u pages: %s (%s); they are dropped",
-		    vn->path, op->npages, strerror(err), e->what);
-		pages_rejected(op);
-		ag_task_post(ag_task_new(vn, ag_step_excise));
+	} else if (ours && ag_rejection(err) != AG_REJECT_NOT) {
+		ag_reject(op, err, e->what, true);
+		if (ag_rejection(err) == AG_REJECT_RECORD)
+			ag_reject_record(op, err);
 	} else if (ours) {
 		ag_log("%s: write-back failed: %s (%s); it will be tried again", vn->path,
 		       strerror(err), e->what);
 		ag_op_undo(op);
-		told = false;
-	}
-	if (!told)
 		ag_reqs_op_error(vn, op, -err);
-	if (op->req)
-		ag_req_op(op->req, op, -err, 0);
+	}
+	answer(op, -err);
 	ag_op_end(op);
+}
+
+/* The change of the cache is complete, too. */
+static void changed_here(struct ag_task *t)
+{
+	if (!t->err)
+		t->op->slot->applied = 1;
 }
 
 /* What else changes here because a size operation was applied. */
@@ -240,6 +310,10 @@ static void change_here(struct ag_op *op, const rf_applied *a)
 	t->st = a->status;
 	t->dv_before = a->dv_before;
 	t->exact = op->type == RF_SET_SIZE && !op->grow_only;
+	t->repeat = op->again;
+	/* It is there until the task is over: answers about the file wait behind tasks. */
+	t->op = op;
+	t->done = changed_here;
 	if (op->type == RF_PUNCH) {
 		t->punch = true;
 		t->nranges = 1;
@@ -264,7 +338,13 @@ static void op_applied(struct ag_op *op, const rf_applied *a)
 	if (op->applied)
 		return;
 	op->applied = true;
+	op->apply = ++vn->applies;
 	vn->unapplied--;
+	if (!op->durable) {
+		vn->unstable_at = op->apply;
+		atomic_store(&vn->st->unstable, 1);
+	}
+	op->off = op->slot->off = a->off;
 	if (op->req)
 		ag_req_op(op->req, op, 0, a->off);
 	if (op->type != RF_STORE) {
@@ -277,17 +357,17 @@ static void op_applied(struct ag_op *op, const rf_applied *a)
 	for (uint32_t i = 0; vn->target && i < op->npages; i++)
 		spoiled |= ag_fetch_to_merge(vn, op->page[i].page);
 	pages_applied(op);
-	if (!op->durable) {
-		vn->unstable_seq = op->seq;
-		atomic_store(&vn->st->unstable, 1);
-	}
-	ag_vn_status(vn, &a->status);
 	if (vn->dv && vn->dv == a->dv_before) {
+		ag_vn_status(vn, &a->status);
 		ag_vn_set_dv(vn, a->status.dv);
 	} else if (vn->target && vn->target == a->dv_before && !spoiled) {
+		ag_vn_status(vn, &a->status);
 		vn->target = a->status.dv;
+	} else if (op->again) {
+		ag_vn_forget_version(vn);
 	} else {
 		/* Somebody else's change came before ours; its break did, too. */
+		ag_vn_status(vn, &a->status);
 		ag_vn_unpromise(vn);
 		vn->target = 0;
 		vn->nmerge = 0;
@@ -310,30 +390,20 @@ static void undo(struct ag_op *op)
 	ag_op_end(op);
 }
 
-/*
- * The connection was lost, and the STORE may have been applied, seen, and overwritten by others: it
- * is sent again as it was, under its id, and never made anew.  Its pages must not stand still until
- * then: what is in flight is copied, and they are DIRTY again.  False: it cannot be kept.
- */
-static bool keep_for_resend(struct ag_op *op)
+/* The connection was lost.  Its pages must not stand still until there is another. */
+static void keep_for_resend(struct ag_op *op)
 {
-	struct ag_vnode *vn = op->vn;
-
-	if (op->state != AG_OP_SENT)
-		return false;
-	for (uint32_t i = 0; i < op->npages; i++) {
-		struct ag_op_page *p = &op->page[i];
-
-		if (p->snap)
-			continue;
-		p->snap = ag_page_dup(ag_vn_page(vn, p->page));
-		if (!p->snap)
-			return false;
-		atomic_store(&vn->st->dirtied, 1);
-		ag_word_move(&vn->word[p->page], p->word, rf_w_to(p->word, RF_PG_DIRTY));
-	}
 	op->state = AG_OP_LOST;
-	return true;
+	for (uint32_t i = 0; !op->applied && i < op->npages; i++) {
+		struct ag_slot_page *p = &op->page[i];
+
+		if (p->loud || p->word == AG_SLOT_DONE)
+			continue;
+		ag_sent_bits(&op->change, p->page, op->slot->bits[i]);
+		atomic_signal_fence(memory_order_seq_cst);
+		p->loud = 1;
+		make_loud(op, i);
+	}
 }
 
 static bool on_answer(struct ag_call *c, struct rf_msg *m, void *payload, size_t len)
@@ -346,10 +416,7 @@ static bool on_answer(struct ag_call *c, struct rf_msg *m, void *payload, size_t
 	(void)len;
 	ag_vn_kick(vn);
 	if (!m) {
-		if (op->type != RF_STORE || op->applied)
-			op->state = AG_OP_LOST;
-		else if (!keep_for_resend(op))
-			undo(op);
+		keep_for_resend(op);
 		return false;
 	}
 	switch (m->body.type) {
@@ -358,21 +425,19 @@ static bool on_answer(struct ag_call *c, struct rf_msg *m, void *payload, size_t
 		return false;
 	case RF_APPLIED:
 		a = &m->body.rf_body_u.applied;
-		if (op->state != AG_OP_SENT || op->type == RF_SYNC ||
-		    a->status.size > AG_SIZE_MAX || a->status.fid.ino != vn->fid.ino ||
-		    a->status.fid.gen != vn->fid.gen)
+		if (op->state != AG_OP_SENT || op->type == RF_SYNC || op->settle ||
+		    a->status.size > AG_SIZE_MAX || a->off > AG_SIZE_MAX ||
+		    a->status.fid.ino != vn->fid.ino || a->status.fid.gen != vn->fid.gen)
 			break;
 		op_applied(op, a);
 		return true;
 	case RF_RELEASED:
 		if (op->state != (op->type == RF_SYNC || op->settle ? AG_OP_SENT : AG_OP_APPLIED))
 			break;
-		if (op->durable && vn->unstable_seq <= op->seq)
+		/* The server synced the file after it had applied this. */
+		if (op->durable && vn->unstable_at <= op->apply)
 			atomic_store(&vn->st->unstable, 0);
-		if (op->type == RF_SYNC)
-			vn->barrier = false;
-		if (op->req)
-			ag_req_op_released(op->req, op);
+		answer(op, 0);
 		ag_op_end(op);
 		return false;
 	default:
@@ -387,34 +452,47 @@ static bool on_answer(struct ag_call *c, struct rf_msg *m, void *payload, size_t
 static const rf_error unknown = {.err = EIO,
 				 .what = (char *)(uintptr_t) "the server was restarted"};
 
+/* The server does not know what it was asked before.  False: op is gone. */
+static bool forgotten(struct ag_op *op)
+{
+	if (op->applied) {
+		op->settle = true;
+	} else if (op->type == RF_STORE) {
+		undo(op);
+		return false;
+	} else if (op->type == RF_APPEND) {
+		op_failed(op, &unknown);
+		return false;
+	}
+	return true;
+}
+
 void ag_op_send(struct ag_op *op)
 {
 	struct ag_vnode *vn = op->vn;
+	const struct ag_volume *vol = vn->vol;
 	struct rf_msg m = {.body.type = op->type};
 	rf_file file;
 	const void *payload = NULL;
 	size_t len = 0;
 
-	if (vn->vol->srv->state != AG_UP || !vn->vol->ready) {
-		if (op->type == RF_STORE && !op->applied && !op->instance)
+	if (vol->srv->state != AG_UP || !vol->ready) {
+		if (op->type == RF_STORE && !op->armed)
 			undo(op);
 		else
 			op->state = AG_OP_LOST; /* ag_ops_resend does it */
 		return;
 	}
-	if (op->instance && op->instance != vn->vol->srv->instance) {
-		/* It does not remember ids of before. */
-		if (op->applied) {
-			op->settle = true;
-		} else if (op->type == RF_STORE) {
-			undo(op);
-			return;
-		} else if (op->type == RF_APPEND) {
-			op_failed(op, &unknown);
-			return;
-		}
-	}
-	op->instance = vn->vol->srv->instance;
+	if (op->armed && (!vol->memory || op->memory != vol->memory) && !forgotten(op))
+		return;
+	if (op->armed)
+		ag_count(vn->ag, RF_R_RESEND, 1);
+	op->again = op->armed;
+	op->memory = vol->memory;
+	if (op->armed)
+		op->slot->memory = op->memory;
+	else if (op->slot)
+		ag_op_arm(op);
 	file = ag_key_file(vn, op->key);
 	if (op->settle)
 		m.body.type = RF_SYNC;
@@ -461,7 +539,8 @@ void ag_op_send(struct ag_op *op)
 	}
 	default:
 		m.body.rf_body_u.sync.file = file;
-		m.body.rf_body_u.sync.durable = true;
+		m.body.rf_body_u.sync.durable = op->durable;
+		op->apply = vn->applies;
 		break;
 	}
 	op->state = AG_OP_SENT;
@@ -480,4 +559,84 @@ void ag_ops_resend(struct ag_vnode *vn)
 				return;
 			ag_op_send(op);
 		}
+}
+
+/* ---- after a crash ---- */
+
+/* A page of a change that the agent before had sent: still on its way, or done with. */
+static void page_adopt(struct ag_op *op, uint32_t i)
+{
+	struct ag_vnode *vn = op->vn;
+	struct ag_slot_page *p = &op->page[i];
+	const uint64_t now = atomic_load(&vn->word[p->page]);
+
+	if (p->page < ag_vn_pages(vn) && now == p->word) {
+		if (!p->loud)
+			ag_sent_bits(&op->change, p->page, op->slot->bits[i]);
+		atomic_signal_fence(memory_order_seq_cst);
+		p->loud = 1;
+		make_loud(op, i);
+	} else if (!p->loud || now != ag_op_word(op, i)) {
+		p->loud = 0;
+		p->word = AG_SLOT_DONE;
+	}
+}
+
+static void adopt(struct ag_vnode *vn, struct ag_slot *s)
+{
+	struct ag_op *op = op_make(vn, s, s->type);
+
+	op->armed = true;
+	op->state = AG_OP_LOST;
+	op->applied = s->applied;
+	op->seq = s->seq;
+	op->request = s->request;
+	op->key = ag_key_check(vn->ag, s->key);
+	op->memory = s->memory;
+	op->durable = s->durable;
+	op->may_extend = s->may_extend;
+	op->program = s->program;
+	op->off = s->off;
+	op->size = s->size;
+	op->alloc_off = s->alloc_off;
+	op->grow_only = s->grow_only;
+	op->keep_size = s->keep_size;
+	op->npages = op->applied ? 0 : s->npages;
+	op->change.n = s->nranges;
+	op->change.len = s->len;
+	vn->op_seq = ag_max(vn->op_seq, op->seq);
+	atomic_fetch_add(&vn->st->wb_inflight, 1);
+	if (!op->applied) {
+		vn->unapplied++;
+		op->gated = op->program;
+		vn->gate |= op->program;
+	}
+	if (s->rejected) {
+		ag_reject(op, (int)s->rejected, "found after a crash", true);
+		ag_op_end(op);
+		return;
+	}
+	for (uint32_t i = 0; i < op->npages; i++)
+		page_adopt(op, i);
+}
+
+uint32_t ag_ops_adopt(struct ag_vnode *vn)
+{
+	struct ag_slot *s;
+	struct ag_op *op;
+	uint32_t n = 0;
+
+	while ((s = ag_slot_adopt(vn))) {
+		if (vn->ag->conf->no_journal) {
+			ag_slot_put(vn, s);
+		} else if (!ag_slot_sound(s, vn->cap)) {
+			ag_log("%s: after the crash: a change on its way makes no sense", vn->path);
+			ag_slot_put(vn, s);
+		} else {
+			adopt(vn, s);
+		}
+	}
+	ag_for_each (op, &vn->ops, link)
+		n++;
+	return n;
 }

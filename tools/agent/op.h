@@ -5,6 +5,7 @@
 #ifndef AGENT_OP_H
 #define AGENT_OP_H
 
+#include "journal.h"
 #include "pages.h"
 #include "vnode.h"
 
@@ -21,24 +22,27 @@ struct ag_op {
 	struct ag_list link; /* vn->ops, by seq */
 	struct ag_list slow; /* ag->slow_ops, while PREP waits */
 	struct ag_vnode *vn;
-	struct ag_req *req; /* who waits for just this one; NULL for STORE and for the dead */
+	struct ag_req *req;   /* who waits for just this one; NULL for STORE and for the dead */
+	struct ag_slot *slot; /* where all of it lies that is sent; NULL: SYNC */
 	enum rf_type type;
 	enum ag_op_state state;
+	bool armed;   /* the slot says all of it: it was sent, or is about to be */
+	bool again;   /* sent more than once: the answer may be of long ago */
 	bool applied; /* once; a repeat is not applied again, here neither */
 	uint64_t seq, request, since;
-	uint32_t key; /* the identity that it is made under */
+	uint64_t walk;  /* STORE: the walk that collected it, see reject.h */
+	uint64_t apply; /* vn->applies when it was applied; SYNC: when it was sent */
+	uint32_t key;   /* under which it is made */
 	bool durable, may_extend;
-	bool soon;         /* STORE: a durable one, or SYNC, follows */
-	bool program;      /* asked for by a program: it gets the error, nothing is excised */
-	bool gated;        /* vn->gate is ours */
-	bool settle;       /* applied by a server that is gone: only SYNC is left to ask for */
-	uint64_t instance; /* of the server that it was sent to */
+	bool soon;       /* STORE: a durable one, or SYNC, follows */
+	bool program;    /* asked for by a program: it gets the error, nothing is excised */
+	bool gated;      /* vn->gate is ours */
+	bool settle;     /* applied by a server that forgot it: only SYNC is left to ask for */
+	uint64_t memory; /* of the server that it was sent to */
+	uint64_t off;    /* APPEND, applied: where it went */
 
-	struct ag_op_page {
-		uint64_t page, word; /* the word as WRITEBACK */
-		bool loud;           /* a slot named it for too long */
-		void *snap;          /* not quiet: DIRTY again, and this is what was sent */
-	} * page;
+	/* In the slot. */
+	struct ag_slot_page *page;
 	uint32_t npages;
 	struct ag_change change; /* STORE: ranges and bytes; APPEND: bytes; PUNCH: the range */
 
@@ -47,14 +51,23 @@ struct ag_op {
 	bool grow_only, keep_size;
 };
 
-struct ag_op *ag_op_new(struct ag_vnode *vn, enum rf_type type);
+/* NULL: no slot is free (see ag_slot_take); never for SYNC. */
+struct ag_op *ag_op_new(struct ag_vnode *vn, enum rf_type type, bool spare);
+/* Write all of it to its slot, for the next agent.  Its loud pages are DIRTY from now on. */
+void ag_op_arm(struct ag_op *op);
 /* Send it, or have it sent when the server is there (a STORE is undone).  It may be gone after. */
 void ag_op_send(struct ag_op *op);
 void ag_ops_resend(struct ag_vnode *vn);
+/* What the agent before had sent and not seen released.  Returns how many there are. */
+uint32_t ag_ops_adopt(struct ag_vnode *vn);
+/* A program's change, by its request id. */
+struct ag_op *ag_op_find(struct ag_vnode *vn, uint64_t request);
 /* It is over: out of vn->ops, freed. */
 void ag_op_end(struct ag_op *op);
-/* All of its pages DIRTY again. */
+/* All of its pages DIRTY again, and what was sent of them is to be sent again. */
 void ag_op_undo(struct ag_op *op);
+/* The word of its i-th page now, unless others have changed it. */
+uint64_t ag_op_word(const struct ag_op *op, uint32_t i);
 /* The server's size when all that is under way is applied. */
 uint64_t ag_ops_size(const struct ag_vnode *vn);
 /* Nothing up to seq is under way any more; is not applied. */
@@ -62,7 +75,7 @@ bool ag_ops_done(const struct ag_vnode *vn, uint64_t seq);
 bool ag_ops_applied(const struct ag_vnode *vn, uint64_t seq);
 /* The server was sent something up to seq, and has said nothing to it since for too long. */
 bool ag_ops_silent(const struct ag_vnode *vn, uint64_t seq, uint64_t since);
-/* What was sent of a page that is DIRTY all the same; NULL if there is no such thing. */
-void *ag_op_snapshot(const struct ag_vnode *vn, uint64_t page);
+/* A bit a byte of a page that is on its way though it is DIRTY; NULL if there is no such thing. */
+uint8_t *ag_op_inflight(const struct ag_vnode *vn, uint64_t page);
 
 #endif

@@ -11,7 +11,6 @@
 #include <errno.h>
 #include <setjmp.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "util.h"
@@ -209,10 +208,10 @@ static uint64_t word_of(const void *bytes, uint32_t i, uint32_t from, uint32_t l
 	return w;
 }
 
-void ag_merge(void *page, void *twin, const _Atomic uint8_t *mark, void *snap, const void *theirs,
-	      const uint8_t *which, uint32_t from, uint32_t to)
+void ag_merge(void *page, void *twin, const _Atomic uint8_t *mark, const uint8_t *inflight,
+	      const void *theirs, const uint8_t *which, uint32_t from, uint32_t to)
 {
-	_Atomic uint64_t *p = page, *t = twin, *s = snap;
+	_Atomic uint64_t *p = page, *t = twin;
 
 	for (uint32_t i = from / 8; i < WORDS && i * 8 < to; i++) {
 		uint32_t lo = i * 8 < from ? from - i * 8 : 0, hi = to - i * 8 < 8 ? to - i * 8 : 8;
@@ -220,13 +219,11 @@ void ag_merge(void *page, void *twin, const _Atomic uint8_t *mark, void *snap, c
 		uint64_t mask = byte_mask(lo, hi) & (which ? marked_bytes(which[i]) : UINT64_MAX);
 		uint64_t old, mine, free;
 
+		if (inflight)
+			mask &= ~marked_bytes(inflight[i]);
 		if (!mask)
 			continue;
 		old = atomic_load(&t[i]);
-		if (s) /* in flight: ours came after theirs on the server */
-			mask &= zero_bytes(atomic_load(&s[i]) ^ old);
-		if (!mask)
-			continue;
 		free = mask & ~(mark ? marked_bytes(atomic_load(&mark[i])) : 0);
 		mine = atomic_load(&p[i]);
 		for (;;) {
@@ -237,11 +234,7 @@ void ag_merge(void *page, void *twin, const _Atomic uint8_t *mark, void *snap, c
 							 (mine & ~take) | (new &take)))
 				break;
 		}
-		/* By CAS too: a writer may be marking bytes as explicitly written. */
-		while (!atomic_compare_exchange_weak(&t[i], &old, (old & ~mask) | (new &mask)))
-			;
-		if (s)
-			set_bytes(&s[i], mask, new);
+		atomic_store(&t[i], (old & ~mask) | (new &mask));
 	}
 }
 
@@ -287,6 +280,69 @@ void ag_unmark(_Atomic uint8_t *mark, uint32_t from, uint32_t to)
 	}
 }
 
+void ag_unmark_bits(_Atomic uint8_t *mark, const uint8_t *bits)
+{
+	for (uint32_t i = 0; i < RF_MARK_SIZE; i++)
+		if (bits[i])
+			atomic_fetch_and(&mark[i], (uint8_t)~bits[i]);
+}
+
+void ag_mark_bits(_Atomic uint8_t *mark, const uint8_t *bits)
+{
+	for (uint32_t i = 0; i < RF_MARK_SIZE; i++)
+		if (bits[i])
+			atomic_fetch_or(&mark[i], bits[i]);
+}
+
+/* ---- what was sent ---- */
+
+/* A piece of a page that a change carries: its bytes [from, to). */
+struct piece {
+	uint32_t from, to;
+	const unsigned char *bytes;
+	uint32_t i; /* the range to look at next, and its bytes */
+	const unsigned char *data;
+};
+
+static bool next_piece(const struct ag_change *c, uint64_t page, struct piece *p)
+{
+	const uint64_t lo = page << RF_PAGE_SHIFT, hi = lo + RF_PAGE_SIZE;
+
+	while (p->i < c->n && c->range[p->i].off < hi) {
+		const rf_range *r = &c->range[p->i++];
+		const uint64_t start = ag_max(r->off, lo), end = ag_min(r->off + r->len, hi);
+
+		p->bytes = p->data + (start - r->off);
+		p->data += r->len;
+		if (start >= end)
+			continue;
+		p->from = (uint32_t)(start - lo);
+		p->to = (uint32_t)(end - lo);
+		return true;
+	}
+	return false;
+}
+
+void ag_sent_bits(const struct ag_change *c, uint64_t page, uint8_t *bits)
+{
+	struct piece p = {.data = c->data};
+
+	memset(bits, 0, RF_MARK_SIZE);
+	while (next_piece(c, page, &p))
+		ag_which(bits, p.from, p.to);
+}
+
+void ag_sent_arrived(const struct ag_change *c, uint64_t page, const uint8_t *bits, void *twin)
+{
+	struct piece p = {.data = c->data};
+	unsigned char *t = twin;
+
+	while (next_piece(c, page, &p))
+		for (uint32_t k = p.from; k < p.to; k++)
+			if (bits[k / 8] & 1u << k % 8)
+				t[k] = p.bytes[k - p.from];
+}
+
 /* ---- the guard ---- */
 
 static sigjmp_buf guard_env;
@@ -321,29 +377,6 @@ int ag_guard(void (*fn)(void *arg), void *arg)
 	atomic_signal_fence(memory_order_seq_cst);
 	guard_on = 0;
 	return 0;
-}
-
-struct dup {
-	void *to;
-	const void *from;
-};
-
-static void do_dup(void *arg)
-{
-	struct dup *d = arg;
-
-	memcpy(d->to, d->from, RF_PAGE_SIZE);
-}
-
-void *ag_page_dup(const void *page)
-{
-	struct dup d = {malloc(RF_PAGE_SIZE), page};
-
-	if (d.to && ag_guard(do_dup, &d)) {
-		free(d.to);
-		return NULL;
-	}
-	return d.to;
 }
 
 /* ---- the status table ---- */

@@ -23,6 +23,17 @@ static inline bool ag_w_twinned(uint64_t w)
 	return (s == RF_PG_DIRTY || s == RF_PG_WRITEBACK) && rf_w_twin(w) != 0;
 }
 
+/* Its twin is in use.  Also of a page that was rejected, until it is excised. */
+static inline bool ag_w_owns_twin(uint64_t w)
+{
+	return ag_w_twinned(w) || (rf_w_state(w) == RF_PG_REJECTED && rf_w_twin(w) != 0);
+}
+/* The same page, DIRTY or WRITEBACK now, rejected: with its twin, gen + 1. */
+static inline uint64_t ag_w_reject(uint64_t w)
+{
+	return rf_w_to(w, RF_PG_REJECTED) + ((uint64_t)1 << RF_W_GEN_SHIFT);
+}
+
 /* w -> to if nobody was faster; wakes who waits for the word. */
 bool ag_word_move(rf_word *word, uint64_t w, uint64_t to);
 
@@ -49,13 +60,18 @@ ssize_t ag_diff_all(struct ag_change *c, const void *page, uint64_t off, uint32_
  * Three ways: bytes [from, to) of the page have become theirs on the server.  Where mine == twin
  * and it is not marked take theirs, by compare-and-swap on aligned words, as programs store at the
  * same time; the twin becomes theirs in any case, after the page, so that a crash in between sends
- * too much, never too little.  snap: a snapshot that is in flight, or NULL; bytes in which it
- * differs from the twin are mine whatever the page says now, and are left alone.  theirs points at
- * the byte for `from`.  which: a bit a byte of the page, in the order of a twin's marks, for those of
- * [from, to) that are meant; NULL: all.  Bytes of one word change at once.
+ * too much, never too little.  inflight: a bit a byte that is on its way, or NULL; these come after
+ * theirs on the server, and page and twin are left alone.  theirs points at the byte for `from`.
+ * which: a bit a byte of the page, in the order of a twin's marks, for those of [from, to) that are
+ * meant; NULL: all.  Bytes of one word change at once.
  */
-void ag_merge(void *page, void *twin, const _Atomic uint8_t *mark, void *snap, const void *theirs,
-	      const uint8_t *which, uint32_t from, uint32_t to);
+void ag_merge(void *page, void *twin, const _Atomic uint8_t *mark, const uint8_t *inflight,
+	      const void *theirs, const uint8_t *which, uint32_t from, uint32_t to);
+
+/* Bits for the bytes of this page that c (its ranges are in order) carries. */
+void ag_sent_bits(const struct ag_change *c, uint64_t page, uint8_t *bits);
+/* What c carried for this page has arrived: it is the twin's now, where the bit is still set. */
+void ag_sent_arrived(const struct ag_change *c, uint64_t page, const uint8_t *bits, void *twin);
 
 /* Store bytes [from, to), or which of them, with aligned atomic stores: a clean page changes under its
  * readers. */
@@ -67,13 +83,14 @@ void ag_which(uint8_t *which, uint32_t from, uint32_t to);
 void ag_zero(void *page, uint32_t from, uint32_t to);
 /* What was written to bytes [from, to) is no change any more.  Programs may be marking others. */
 void ag_unmark(_Atomic uint8_t *mark, uint32_t from, uint32_t to);
+/* Of these bytes; and they are again. */
+void ag_unmark_bits(_Atomic uint8_t *mark, const uint8_t *bits);
+void ag_mark_bits(_Atomic uint8_t *mark, const uint8_t *bits);
 
 /* Run fn(arg); -EFAULT if it touched a byte of a page cache that is not there.  Loop thread only.
  */
 int ag_guard(void (*fn)(void *arg), void *arg);
 int ag_guard_install(void);
-/* A copy of a page of a page cache, to be freed; NULL: no memory, or it is not there. */
-void *ag_page_dup(const void *page);
 
 /* ---- the status table ---- */
 

@@ -27,6 +27,7 @@
 
 #include <refault/uffd.h>
 
+#include "journal.h"
 #include "req.h"
 #include "task.h"
 #include "vnode.h"
@@ -237,16 +238,17 @@ static bool io_start(struct ag_proc *p)
 
 static uint32_t id_take(struct ag *ag)
 {
+	uint32_t *last = &ag->journal->last_proc;
 	struct ag_proc *p;
 
 	for (uint32_t k = 0; k < 65535; k++) {
 		bool used = false;
 
-		ag->last_proc = ag->last_proc % 65535 + 1;
+		*last = *last % 65535 + 1;
 		ag_for_each (p, &ag->procs, link)
-			used |= p->id == ag->last_proc;
+			used |= p->id == *last;
 		if (!used)
-			return ag->last_proc;
+			return *last;
 	}
 	return 0;
 }
@@ -373,7 +375,6 @@ int ag_proc_adopt(struct ag *ag, const struct ag_keep *k)
 	p->suspect = true;
 	/* Answers to the orders of the agent before are no answers to ours. */
 	p->strip_seq = atomic_load(&p->mem->strip_ack) + (ag->life << 20);
-	ag->last_proc = (uint32_t)ag_max(ag->last_proc, p->id);
 	ag_list_add(&ag->procs, &p->link);
 	ag->nprocs++;
 	return 0;
@@ -411,6 +412,14 @@ void ag_proc_answer(struct ag_proc *p, uint32_t cell, uint32_t seq, int err, uin
 	atomic_store_explicit(&c->ret[1], ret1, memory_order_relaxed);
 	if (__atomic_compare_exchange_n(at, &busy, done, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 		ag_futex_wake(&c->state);
+}
+
+bool ag_proc_waits(struct ag_proc *p, uint32_t cell, uint32_t seq)
+{
+	const struct rf_cell *c = &p->mem->cell[cell % RF_CELLS];
+
+	return cell < RF_CELLS && atomic_load(&c->seq) == seq &&
+	       atomic_load(&c->state) == RF_CELL_BUSY;
 }
 
 /* ---- slots ---- */

@@ -56,6 +56,9 @@ void ag_proc_garbage(struct ag_proc *p, const char *what);
 void ag_proc_answer(struct ag_proc *p, uint32_t cell, uint32_t seq, int err, uint64_t ret0,
 		    uint64_t ret1);
 
+/* Whether it does. */
+bool ag_proc_waits(struct ag_proc *p, uint32_t cell, uint32_t seq);
+
 /* A slot of any program names one of these pages (npages 0: any page) of the vnode. */
 bool ag_slots_busy(struct ag *ag, uint32_t vnode, uint64_t first, uint64_t npages);
 

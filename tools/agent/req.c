@@ -278,7 +278,7 @@ static void pass_again(struct ag_req *req)
 
 static void sync_send(struct ag_req *req)
 {
-	struct ag_op *op = ag_op_new(req->vn, RF_SYNC);
+	struct ag_op *op = ag_op_new(req->vn, RF_SYNC, false);
 
 	op->durable = true;
 	req->synced = true;
@@ -286,21 +286,24 @@ static void sync_send(struct ag_req *req)
 	ag_op_send(op);
 }
 
-/* The file was extended here, and no store carries its last byte. */
-static void extend_send(struct ag_vnode *vn)
+/* The file was extended here, and no store carries its last byte.  False: not now. */
+static bool extend_send(struct ag_vnode *vn)
 {
-	struct ag_op *op = ag_op_new(vn, RF_SET_SIZE);
+	struct ag_op *op = ag_op_new(vn, RF_SET_SIZE, false);
 
+	if (!op)
+		return false;
 	op->key = vn->extend_key;
 	op->grow_only = true;
 	op->size = op->alloc_off = vn->size;
 	ag_op_send(op);
+	return true;
 }
 
 /* There is nothing that a server would have to be told. */
 static bool all_clean(struct ag_vnode *vn)
 {
-	return ag_list_empty(&vn->ops) && vn->size <= vn->ssize && !vn->barrier &&
+	return ag_list_empty(&vn->ops) && vn->size <= vn->ssize &&
 	       !atomic_load(&vn->st->unstable) && !ag_vn_ndirty(vn);
 }
 
@@ -336,15 +339,17 @@ static int serve_flush(struct ag_req *req)
 	if (!req->passed) {
 		if (!ag_pass_step(&req->pass))
 			return 0;
+		if (!vn->gate && !vn->wind && vn->size > ag_ops_size(vn) &&
+		    req->pass.end >= ag_vn_pages(vn) && !extend_send(vn)) {
+			pass_again(req);
+			return 0;
+		}
 		req->passed = true;
-		if (!vn->gate && vn->size > ag_ops_size(vn) && req->pass.end >= ag_vn_pages(vn))
-			extend_send(vn);
 		req->op_seq = vn->op_seq;
 	}
 	if (!flush_arrived(req))
 		return 0;
-	if (!req->synced && !req->err && !applied &&
-	    (vn->barrier || (durable && atomic_load(&vn->st->unstable)))) {
+	if (!req->synced && !req->err && !applied && durable && atomic_load(&vn->st->unstable)) {
 		r = ag_volume_ready(vn->vol, req->born, &why);
 		if (r < 0 && (req->proc || req->parent)) {
 			finish(req, r, 0);
@@ -547,6 +552,38 @@ static int serve_extend(struct ag_req *req)
 	return 0;
 }
 
+/* The same when the request is sent again to the next agent; the server does it once. */
+static uint64_t change_id(const struct ag_req *req)
+{
+	return (uint64_t)1 << 63 | (uint64_t)req->proc->id << 40 |
+	       (uint64_t)(req->q.cell & 0xff) << 32 | req->q.seq;
+}
+
+void ag_req_answer(struct ag *ag, uint64_t id, int err, uint64_t off)
+{
+	struct ag_proc *p;
+
+	ag_for_each (p, &ag->procs, link)
+		if (p->id == (uint32_t)(id >> 40 & 0xffff)) {
+			ag_proc_answer(p, (uint32_t)(id >> 32) & 0xff, (uint32_t)id, err, off, 0);
+			return;
+		}
+}
+
+/* The agent before had sent it already.  1: it was finished (or is somebody else's to finish). */
+static int change_adopt(struct ag_req *req, struct ag_op *op)
+{
+	if (op->req) {
+		req_free(req);
+		return 1;
+	}
+	req->asked = true;
+	req->op = op;
+	req->ret = op->off;
+	op->req = req;
+	return 0;
+}
+
 /* One change at the server, on its own: no stores before it is applied, none under way when it
  * goes. */
 static int serve_change(struct ag_req *req)
@@ -568,6 +605,9 @@ static int serve_change(struct ag_req *req)
 		finish(req, req->err, req->ret);
 		return 1;
 	}
+	op = ag_op_find(vn, change_id(req));
+	if (op)
+		return change_adopt(req, op);
 	r = ready(req, vn->op_seq, &why);
 	if (r < 0) {
 		finish(req, r, 0);
@@ -580,14 +620,15 @@ static int serve_change(struct ag_req *req)
 		ag_vn_flush_behind(vn);
 		return 0;
 	}
+	op = ag_op_new(vn,
+		       req->q.op == RF_OP_APPEND                                      ? RF_APPEND
+		       : req->q.op == RF_OP_SETSIZE || !(a[0] & FALLOC_FL_PUNCH_HOLE) ? RF_SET_SIZE
+										      : RF_PUNCH,
+		       false);
+	if (!op)
+		return 0;
 	req->asked = true;
-	op = ag_op_new(vn, req->q.op == RF_OP_APPEND ? RF_APPEND
-			   : req->q.op == RF_OP_SETSIZE || !(a[0] & FALLOC_FL_PUNCH_HOLE)
-			       ? RF_SET_SIZE
-			       : RF_PUNCH);
-	/* The same id when the request is sent again to the next agent. */
-	op->request = (uint64_t)1 << 63 | (uint64_t)req->proc->id << 40 |
-		      (uint64_t)(req->q.cell & 0xff) << 32 | req->q.seq;
+	op->request = change_id(req);
 	op->req = req;
 	op->program = op->gated = vn->gate = true;
 	op->key = req->q.key;
@@ -595,16 +636,14 @@ static int serve_change(struct ag_req *req)
 	switch (req->q.op) {
 	case RF_OP_APPEND:
 		op->durable = a[0] & RF_FLUSH_DURABLE;
-		op->change.data = req->data;
+		memcpy(op->change.data, req->data, req->len);
 		op->change.len = req->len;
-		req->data = NULL;
 		break;
 	case RF_OP_SETSIZE:
 		op->size = a[0];
 		break;
 	default:
 		if (a[0] & FALLOC_FL_PUNCH_HOLE) {
-			op->change.range = ag_alloc(sizeof(*op->change.range));
 			op->change.range[0] = (rf_range){a[1], a[2]};
 			op->change.n = 1;
 		} else {
@@ -963,6 +1002,9 @@ static void request(struct ag_proc *p, const struct rf_req *q, const void *var, 
 	case RF_OP_SETSIZE:
 	case RF_OP_FALLOC:
 	case RF_OP_APPEND:
+		/* Sent again, and answered by then: it must not be done twice. */
+		if (!ag_proc_waits(p, q->cell, q->seq))
+			return;
 		r = check_change(q, len);
 		break;
 	}

@@ -275,6 +275,7 @@ static bool on_volume(struct ag_call *c, struct rf_msg *m, void *payload, size_t
 		return false;
 	if (m->body.type == RF_VOLUME_R) {
 		vol->handle = m->body.rf_body_u.volume_r.volume;
+		vol->memory = m->body.rf_body_u.volume_r.memory;
 		vol->ready = true;
 		vol->err = 0;
 	} else if (m->body.type == RF_ERROR) {
@@ -334,7 +335,9 @@ static bool on_hello(struct ag_call *c, struct rf_msg *m, void *payload, size_t 
 	if (srv->ever) {
 		ag_count(srv->ag, RF_R_RECONNECT, 1);
 		ag_log("%s: connected again%s", srv->addr,
-		       r->instance == srv->instance ? "" : " (the server was restarted)");
+		       !srv->instance || r->instance == srv->instance
+			   ? ""
+			   : " (the server was restarted)");
 	}
 	srv->state = AG_UP;
 	srv->down_at = 0;

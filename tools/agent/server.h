@@ -40,6 +40,8 @@ struct ag_server {
 	int err;            /* why it is down: -errno and a text; 0 before the first attempt */
 	char why[160];
 
+	uint32_t slots; /* of the journal that its files have */
+
 	struct ag_list calls, volumes, vnodes;
 };
 
@@ -49,6 +51,8 @@ struct ag_volume {
 	struct ag_server *srv;
 	char *name;
 	uint32_t handle;
+	uint64_t
+	    memory; /* as long as it is this, the server remembers what it did for us; 0: not */
 	bool ready, asked;
 	int err; /* the server does not serve it */
 };

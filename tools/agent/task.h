@@ -57,6 +57,7 @@ struct ag_task {
 	rf_range *range; /* own copy */
 	uint32_t nranges;
 	bool bytes, drop, punch, exact;
+	bool repeat; /* st may be of long ago */
 	uint64_t dv_before;
 	void *data; /* own copy */
 	size_t len;

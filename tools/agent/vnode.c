@@ -22,6 +22,7 @@
 
 #include <refault/uffd.h>
 
+#include "change.h"
 #include "fetch.h"
 #include "op.h"
 #include "req.h"
@@ -158,6 +159,7 @@ static struct ag_vnode *vn_alloc(struct ag *ag)
 	ag_list_init(&vn->by_server);
 	ag_list_init(&vn->by_use);
 	ag_list_init(&vn->kick);
+	ag_list_init(&vn->starve);
 	ag_list_init(&vn->uses);
 	ag_list_init(&vn->reqs);
 	ag_list_init(&vn->ops);
@@ -284,19 +286,20 @@ static void repair(struct ag_vnode *vn)
 {
 	struct ag_scan s = ag_scan(vn, 0, UINT64_MAX);
 	const uint64_t pages = ag_vn_pages(vn);
-	bool dirty = false;
+	bool dirty = false, excised = false;
 	uint64_t page;
 
 	while (ag_scan_next(&s, &page)) {
 		rf_word *word = &vn->word[page];
 		uint64_t w = atomic_load(word);
 
+		excised |= rf_w_state(w) == RF_PG_REJECTED;
 		while (rf_w_state(w) == RF_PG_WRITEBACK || rf_w_state(w) >= RF_PG_REJECTED ||
 		       (page >= pages && rf_w_state(w) != RF_PG_EMPTY)) {
 			if (page < pages && ag_w_twinned(w)) {
 				ag_word_move(word, w, rf_w_to(w, RF_PG_DIRTY));
 			} else {
-				if (ag_w_twinned(w))
+				if (ag_w_owns_twin(w))
 					ag_twin_free(vn->ag, rf_w_twin(w));
 				/* Here a wait for the inode lock is as short as it can be. */
 				fallocate(vn->data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
@@ -313,6 +316,10 @@ static void repair(struct ag_vnode *vn)
 	vn->ag->cached += vn->ncached;
 	if (dirty)
 		atomic_store(&vn->st->dirtied, 1);
+	if ((excised || vn->st->wind) && vn->size > vn->ssize) {
+		ag_vn_wind(vn, true);
+		ag_task_post(ag_task_new(vn, ag_step_excise));
+	}
 }
 
 int ag_vn_adopt(struct ag *ag, const struct ag_keep *k)
@@ -323,6 +330,7 @@ int ag_vn_adopt(struct ag *ag, const struct ag_keep *k)
 	struct ag_server *srv = NULL;
 	struct ag_vnode *vn;
 	struct stat ds, ss;
+	uint32_t under_way;
 	int r = -ENOMEM;
 
 	if (k->nfd != 2 || k->len < sizeof(*m) || !k->id || k->id >= RF_MAX_VNODES ||
@@ -380,13 +388,15 @@ int ag_vn_adopt(struct ag *ag, const struct ag_keep *k)
 	vn->ctime = atomic_load(&vn->st->ctime);
 	vn->blocks = (vn->size + 511) / 512;
 	ag_vn_set_size(vn, vn->size);
+	under_way = ag_ops_adopt(vn);
 	repair(vn);
 	/* A lock that the dead agent held; who waits for it looks again and finds no promise. */
 	atomic_store(&vn->st->invalidate, 0);
 	ag_futex_wake(&vn->st->invalidate);
-	vn->barrier = atomic_exchange(&vn->st->wb_inflight, 0) != 0;
-	if (vn->barrier)
-		atomic_store(&vn->st->unstable, 1);
+	/* After `dirtied`: programs may never see both clear. */
+	atomic_store(&vn->st->wb_inflight, under_way);
+	if (atomic_load(&vn->st->unstable))
+		vn->unstable_at = ++vn->applies;
 	ag->last_vnode = (uint32_t)ag_max(ag->last_vnode, vn->id);
 	vn_insert(vn);
 	free(addr);
@@ -461,6 +471,7 @@ static void vn_forget(struct ag_vnode *vn)
 	ag_list_del(&vn->by_server);
 	ag_list_del(&vn->by_use);
 	ag_list_del(&vn->kick);
+	ag_list_del(&vn->starve);
 	ag_keep_del(ag->keep, AG_KEEP_VNODE, vn->id);
 	free(vn->stat);
 	free(vn->merge);
@@ -540,6 +551,14 @@ void ag_twin_unmark(struct ag *ag, uint32_t twin)
 	memset((void *)rf_twin_mark(ag->twins, ag->ntwins, twin), 0, RF_MARK_SIZE);
 }
 
+void ag_twin_mark_again(struct ag *ag, uint32_t twin, const uint8_t *bits)
+{
+	if (!twin || twin >= ag->ntwins)
+		return;
+	ag_mark_bits(rf_twin_mark(ag->twins, ag->ntwins, twin), bits);
+	atomic_fetch_or(&ag->twins->owner[twin], RF_TWIN_MARKED);
+}
+
 void ag_twin_free(struct ag *ag, uint32_t twin)
 {
 	if (!twin || twin >= ag->ntwins)
@@ -559,7 +578,7 @@ void ag_vn_twins(struct ag_vnode *vn, unsigned char *used)
 	while (ag_scan_next(&s, &page)) {
 		uint64_t w = atomic_load(&vn->word[page]);
 
-		if (ag_w_twinned(w) && rf_w_twin(w) < vn->ag->ntwins)
+		if (ag_w_owns_twin(w) && rf_w_twin(w) < vn->ag->ntwins)
 			used[rf_w_twin(w) / 8] |= (unsigned char)(1u << rf_w_twin(w) % 8);
 	}
 }
@@ -653,6 +672,21 @@ void ag_vn_set_dv(struct ag_vnode *vn, uint64_t dv)
 		vn->epoch++;
 	vn->dv = dv;
 	atomic_store(&vn->st->dv, dv);
+}
+
+void ag_vn_forget_version(struct ag_vnode *vn)
+{
+	ag_vn_unpromise(vn);
+	ag_vn_set_dv(vn, 0);
+	vn->target = 0;
+	vn->nmerge = 0;
+	vn->epoch++;
+}
+
+void ag_vn_wind(struct ag_vnode *vn, bool on)
+{
+	vn->wind = on;
+	vn->st->wind = on;
 }
 
 void ag_vn_publish(struct ag_vnode *vn)

@@ -22,7 +22,7 @@ struct ag_vnode {
 	uint32_t id;
 	uint32_t
 	    key; /* that it was last opened or read under; asks for what nobody in particular wants */
-	struct ag_list by_fid, by_server, by_use /* ag->unused */, kick;
+	struct ag_list by_fid, by_server, by_use /* ag->unused */, kick, starve /* ag->starved */;
 
 	int data_fd, state_fd;
 	struct rf_vnode *st;
@@ -64,12 +64,13 @@ struct ag_vnode {
 	uint32_t nlate;
 
 	/* Write-back. */
-	uint64_t op_seq, unstable_seq;
-	uint32_t unapplied;  /* operations in ops that are not applied yet */
+	uint64_t op_seq;
+	uint64_t applies, unstable_at; /* changes applied, and the last that is not durable */
+	uint32_t unapplied;            /* operations in ops that are not applied yet */
 	bool gate;           /* a change of size or a punch is under way: no stores are sent */
 	bool behind;         /* a flush that nobody waits for is under way */
 	uint32_t extend_key; /* whose write() made it larger than the server's */
-	bool barrier;        /* stores of the agent before may not be released yet */
+	bool wind;           /* a change was refused: back to the server's size when all is quiet */
 
 	struct ag_stream {
 		uint64_t start, next; /* what was asked for last */
@@ -118,8 +119,10 @@ static inline _Atomic uint8_t *ag_twin_mark(struct ag *ag, uint64_t w)
 		   ? rf_twin_mark(ag->twins, ag->ntwins, i)
 		   : NULL;
 }
-/* It was sent: no marks any more. */
+/* No marks any more. */
 void ag_twin_unmark(struct ag *ag, uint32_t twin);
+/* These bytes (a bit each) are to be sent, whatever the twin says. */
+void ag_twin_mark_again(struct ag *ag, uint32_t twin, const uint8_t *bits);
 /* Pages that are DIRTY or in flight, by a scan. */
 uint64_t ag_vn_ndirty(struct ag_vnode *vn);
 /* Whether one of the pages of [off, off + len) is, or can never be dropped. */
@@ -171,6 +174,10 @@ bool ag_vn_valid(const struct ag_vnode *vn);
 void ag_vn_promise(struct ag_vnode *vn, uint64_t until);
 void ag_vn_unpromise(struct ag_vnode *vn);
 void ag_vn_set_dv(struct ag_vnode *vn, uint64_t dv);
+/* Nothing here can be trusted to be of any version. */
+void ag_vn_forget_version(struct ag_vnode *vn);
+/* What a refused change did to the size is to be taken back; it was. */
+void ag_vn_wind(struct ag_vnode *vn, bool on);
 /* The memfd has that size now. */
 void ag_vn_set_size(struct ag_vnode *vn, uint64_t size);
 

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * reject.h - write-back that the server refused for good.
+ */
+#ifndef AGENT_REJECT_H
+#define AGENT_REJECT_H
+
+#include "op.h"
+
+/*
+ * AG_REJECT_RECORD: because of who asks, or where: all that the walk finds dirty under that key
+ * goes, asked or not.  AG_REJECT_PAGES: just what this STORE carried.
+ */
+enum ag_rejection { AG_REJECT_NOT, AG_REJECT_PAGES, AG_REJECT_RECORD };
+enum ag_rejection ag_rejection(int err);
+
+/*
+ * The server refused op, a STORE or an extension of the file, with that error (asked), or would if it were asked.  Its
+ * pages are REJECTED, everybody who has the file open is told, and a task excises them.  The caller
+ * ends op.
+ */
+void ag_reject(struct ag_op *op, int err, const char *what, bool asked);
+/* The rest of the record that op is of: what was collected and not sent, and what the walk will find. */
+void ag_reject_record(struct ag_op *op, int err);
+
+#endif
