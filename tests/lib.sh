@@ -202,19 +202,14 @@ counter() {
 # The processes of a host's agent, supervisor first: they hold the sockets bound to its name.
 agent_pids() { socket_pids "$(runtime "$1")/agent.sock"; }
 socket_pids() {
-	local sock=$1 inodes p l
-	inodes=$(awk -v s="$sock" '$8 == s { printf "socket:[%s] ", $7 }' /proc/net/unix)
+	local inodes p
+	inodes=$(awk -v s="$1" '$8 == s { print "socket:[" $7 "]" }' /proc/net/unix)
 	[ -n "$inodes" ] || return 0
-	for p in /proc/[0-9]*; do
-		case $(readlink "$p/exe" 2>/dev/null) in */refault-agent*) ;; *) continue ;; esac
-		for l in "$p"/fd/*; do
-			l=$(readlink "$l" 2>/dev/null) || continue # closed just now
-			case " $inodes" in *" $l "*)
-				echo "${p#/proc/}"
-				break
-				;;
-			esac
-		done
+	find /proc/[0-9]*/exe -maxdepth 0 -lname '*/refault-agent*' 2>/dev/null | while IFS= read -r p; do
+		p=${p%/exe}
+		if find "$p/fd" -lname 'socket:*' -printf '%l\n' 2>/dev/null | grep -qxF "$inodes"; then
+			echo "${p#/proc/}"
+		fi
 	done | sort -n
 }
 # The agent proper is the supervisor's child.

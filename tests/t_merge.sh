@@ -52,12 +52,12 @@ equal_bytes() {
 	worker b B
 	local w i
 	for w in a b; do
-		want $w ok open 1 "$T/vol/equal" rw && want $w ok map 1 1 rw 0 8192 || return
+		want "$w" ok open 1 "$T/vol/equal" rw && want "$w" ok map 1 1 rw 0 8192 || return
 	done
 	want a 0000 load 1 0 2 && want a 0000 load 1 4096 2 &&
 		want a ok pwrite 1 10 00000000 && want a ok store 1 4106 00000000 &&
 		want a ok store 1 4200 77 || return # else there is nothing to flush
-	for i in 8 4104; do want b ok store 1 $i 6161616161616161 || return; done
+	for i in 8 4104; do want b ok store 1 "$i" 6161616161616161 || return; done
 	want b ok msync 1 && want a 6161000000006161 load 1 8 8 && want a 6161616161616161 load 1 4104 8 &&
 		want a ok msync 1 && want b 6161000000006161 load 1 8 8 &&
 		want b 6161616161616161 load 1 4104 8 && want b 77 load 1 4200 1 || return
@@ -121,8 +121,8 @@ appends_agents_killed() {
 	appends log.killed 200
 	for at in 150000 400000 650000 900000; do
 		eventually 30 log_has log.killed "$at" || { echo "the log does not grow"; break; }
-		kill -9 "$(agent_pid $host)" || break
-		host=$(echo $host | tr BC CB)
+		kill -9 "$(agent_pid "$host")" || break
+		host=$(echo "$host" | tr BC CB)
 	done
 	end_all && everywhere appended "$T/vol/log.killed" 4 2 200
 }
