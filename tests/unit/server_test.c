@@ -1060,6 +1060,35 @@ static void setup_slow(void)
 	start_server();
 }
 
+/* An engine that counts how often it makes something durable. */
+static struct store_ops count_ops;
+static _Atomic unsigned *syncs;
+
+static bool count_never(struct store_vol *vol)
+{
+	(void)vol;
+	return false;
+}
+
+static int count_sync(struct store_file *file)
+{
+	(void)file;
+	atomic_fetch_add(syncs, 1);
+	return 0;
+}
+
+static void setup_count(void)
+{
+	setup_at("/tmp");
+	syncs = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	cr_assert(syncs != MAP_FAILED);
+	count_ops = store_dir;
+	count_ops.never_durable = count_never;
+	count_ops.sync = count_sync;
+	config.ops = &count_ops;
+	start_server();
+}
+
 /* A file system of 64 KiB, in the server's own mount namespace. */
 static void setup_full(void)
 {
@@ -1106,6 +1135,7 @@ TestSuite(server_polling, .init = setup_polling, .fini = teardown, .timeout = 30
 TestSuite(server_shm, .init = setup_shm, .fini = teardown, .timeout = 30);
 TestSuite(server_few, .init = setup_few, .fini = teardown, .timeout = 30);
 TestSuite(server_slow, .init = setup_slow, .fini = teardown, .timeout = 30);
+TestSuite(server_count, .init = setup_count, .fini = teardown, .timeout = 30);
 TestSuite(server_full, .init = setup_full, .fini = teardown, .timeout = 30);
 
 Test(server_shm, third_party_tmpfs)
@@ -1156,6 +1186,50 @@ Test(server_polling, third_party)
 Test(server_polling, own_changes)
 {
 	own_changes();
+}
+
+/* A write-back of many stores, of which the last asks for durability, is one fdatasync. */
+Test(server_count, many_stores_are_made_durable_once)
+{
+	enum { STORES = 20, N = 100000 };
+	char *data = calloc(1, N);
+	struct rf_msg m = {.body.type = RF_STORE};
+	rf_store *so = &m.body.rf_body_u.store;
+	rf_range r = {.off = 0, .len = N};
+	int i, released = 0;
+	struct tc a;
+	rf_status s;
+
+	put_file("f", "");
+	tc_open(&a, sock, 1);
+	s = tc_find(&a, "f", RF_LK_READ);
+	so->file.volume = a.volume;
+	so->file.fid = s.fid;
+	so->file.path = "f";
+	so->may_extend = TRUE;
+	so->soon = TRUE;
+	so->ranges.ranges_len = 1;
+	so->ranges.ranges_val = &r;
+	for (i = 1; i <= STORES; i++) {
+		so->request = (uint64_t)i;
+		so->durable = i == STORES;
+		tc_send(&a, &m, data, N);
+		r.off += N;
+	}
+	while (released < STORES) {
+		i = tc_recv(&a, 10000);
+		cr_assert(i == RF_APPLIED || i == RF_RELEASED, "got %d", i);
+		released += i == RF_RELEASED;
+	}
+	cr_assert(eq(u32, atomic_load(syncs), 1));
+	tc_sync(&a, &s.fid, "f", true);
+	EXPECT(&a, RF_RELEASED);
+	cr_assert(eq(u32, atomic_load(syncs), 2));
+	tc_sync(&a, &s.fid, "f", false);
+	EXPECT(&a, RF_RELEASED);
+	cr_assert(eq(u32, atomic_load(syncs), 2));
+	free(data);
+	tc_close(&a);
 }
 
 Test(server_slow, one_slow_read_delays_nobody)
