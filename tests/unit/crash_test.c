@@ -802,10 +802,13 @@ Test(crash, memory)
 	cr_assert(eq(str, (char *)starts(), ""));
 	memory = back(&a, 1);
 	cr_assert(ne(u64, memory, 0));
+	put_file("f", "x");
+	tc_find(&a, "f", RF_LK_READ);
 	tc_close(&a);
 	stop_server(SIGKILL);
 	cr_assert(strstr(starts(), "restarted: 1 client of before") != NULL);
 	cr_assert(eq(u64, back(&a, 1), memory));
+	tc_find(&a, "f", RF_LK_READ);
 	tc_close(&a);
 	stop_server(SIGTERM);
 
@@ -819,6 +822,8 @@ Test(crash, memory)
 	cr_assert(ne(u64, back(&a, 1), memory));
 	memory = a.msg.body.rf_body_u.volume_r.memory;
 	tc_close(&a);
+	stop_server(SIGTERM); /* it has held nothing this time: nobody waits for it */
+	cr_assert(eq(str, (char *)starts(), ""));
 	stop_server(SIGKILL);
 
 	/* Gone. */

@@ -187,10 +187,17 @@ struct srv_client *srv_hello(struct srv_conn *conn, uint32_t xid, const rf_hello
 void srv_client_away(struct srv_client *client)
 {
 	struct srv_conn *conn = client->conn;
+	struct srv_holder *h;
 	struct srv_wait *w;
 
 	client->conn = NULL;
 	client->away_since = srv_now();
+	/* Nobody has to wait for one that left nothing, after a restart either. */
+	h = LIST_FIRST(&client->holders);
+	while (h && !srv_holder_busy(h))
+		h = LIST_NEXT(h, in_client);
+	if (!h)
+		srv_row_lease(client->row, 0);
 	TAILQ_FOREACH(w, &client->waits, link)
 	if (w->conn == conn)
 		w->conn = NULL;

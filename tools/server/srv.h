@@ -3,8 +3,9 @@
  * srv.h - refault-server's one context, and what its parts ask of each other.
  *
  * Parts: srv.c start, loop, stop · conn.c connections and frames · client.c who is who, leases,
- * remembered requests · ident.c whose rights · key.c the directory of keys · promise.c promises, breaks, waiting for acknowledgements · file.c files and
- * DataVersions · op.c requests.
+ * remembered requests · ident.c whose rights · key.c the directory of keys · promise.c promises,
+ * breaks, waiting for acknowledgements · file.c files and DataVersions · op.c requests · state.c what
+ * survives the server.
  *
  * Locks: none.  All state belongs to the loop thread.  Pool threads see one struct srv_op and call
  * the engine; nothing else.

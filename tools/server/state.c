@@ -487,6 +487,7 @@ static void undo_one(struct srv *srv, struct undo *u)
 {
 	struct srv_row *row = row_find(srv->state->im, u->uid, u->id);
 	struct srv_volume *vol = volume_of(srv, u->volume);
+	bool append = atomic_load(&u->store.armed) == STORE_UNDO_APPEND;
 	const char *why = NULL;
 	int r;
 
@@ -494,7 +495,7 @@ static void undo_one(struct srv *srv, struct undo *u)
 		return;
 	r = vol && vol->ops->recover ? vol->ops->recover(vol->vol, u->path, &u->store) : -ENODEV;
 	if (r > 0 && row)
-		srv_row_remember(row, u->request, &u->store.fid, u->store.size);
+		srv_row_remember(row, u->request, &u->store.fid, append ? u->store.size : 0);
 	if (r == -ENODEV)
 		why = "it is not exported any more";
 	else if (r == -ESTALE)
