@@ -238,7 +238,7 @@ static int load(struct srv_state *s, off_t was)
 	char boot[40];
 
 	boot_id(boot);
-	if (was == sizeof(*s->im) && h->magic == MAGIC &&
+	if (was == sizeof(*s->im) && h->magic == MAGIC && *boot &&
 	    memcmp(h->boot, boot, sizeof(boot)) == 0 && valid(s->im))
 		return 0;
 	if (was && (was != sizeof(*s->im) || (h->magic && (h->magic != MAGIC || !valid(s->im)))))
