@@ -85,7 +85,7 @@ int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t key, u
 /* -EHOSTDOWN, here and in slot_wait_lock: there is no agent any more that could end the wait. */
 int page_wait(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t seen);
 int page_reclaim(struct ctx *c, sys_mask mask);
-int page_flush_other(struct ctx *c, struct vnode *vn, uint64_t page, sys_mask mask);
+int page_flush_other(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t n, sys_mask mask);
 /* After pwrite() of [off, off+len) inside one page, slot still held: mark these bytes as
  * explicitly written, so that equal bytes are carried by the flush too. */
 void page_mark_written(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t off, uint32_t len);

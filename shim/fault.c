@@ -286,7 +286,7 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 			continue;
 		}
 		if (r == -EBUSY && ++others < FLUSH_TRIES) { /* dirty under another key */
-			r = page_flush_other(c, vn, page, mask);
+			r = page_flush_other(c, vn, page, 1, mask);
 			if (r)
 				return r;
 			rf_syscall(SYS_sched_yield);

@@ -386,7 +386,8 @@ static ssize_t write_chunk(struct ctx *c, struct file *f, const char *buf, size_
 		else if (r == -EFAULT)
 			r = agent_fault(c, vn, key, bad, 1, RF_FAULT_WRITE | RF_FAULT_RANDOM);
 		else if (r == -EBUSY && tries++ < TRIES)
-			r = page_flush_other(c, vn, bad, sys_getmask());
+			r = page_flush_other(c, vn, bad, (uint32_t)(page + pages - bad),
+					     sys_getmask());
 		if (r && r != -EAGAIN)
 			return r;
 	}

@@ -136,12 +136,13 @@ int page_reclaim(struct ctx *c, sys_mask mask)
 }
 
 /*
- * If it is refused, the page was excised, and whoever stores next starts from the server's content.
- * One that could not be made quiet stays as it is: somebody has it pinned, or named in a slot.
+ * All pages that the caller wants, so that two who write to the same ones under two keys do not take
+ * them from each other one by one for ever.  If it is refused, the page was excised, and whoever
+ * stores next starts from the server's content.  One that could not be made quiet stays as it is.
  */
-int page_flush_other(struct ctx *c, struct vnode *vn, uint64_t page, sys_mask mask)
+int page_flush_other(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t n, sys_mask mask)
 {
-	const uint64_t arg[4] = {page, 1, RF_FLUSH_APPLIED};
+	const uint64_t arg[4] = {page, n, RF_FLUSH_APPLIED};
 
 	count(c, RF_R_KEY_FLUSH);
 	return agent_request(c, RF_OP_FLUSH, vn->id, 0, arg, NULL, 0, NULL, mask);
