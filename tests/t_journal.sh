@@ -1,0 +1,143 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+#
+# t_journal - the agent is killed between a change that the server has made and its answer.
+#
+# A relay (tests/prog/relay.c) between host A and the server keeps the answers back, so the race does
+# not depend on luck: the server has applied the change, others have seen it and have overwritten
+# it, and host A's agent dies without having heard of it.
+# shellcheck source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+LEN=65536
+for f in store lost append cut twice none; do head -c $LEN /dev/zero | tr '\0' a >"$T/vol/$f"; done
+start_server
+make_hosts A B C
+SOCK=$T/srv/relay.sock wrapper A "$T/a" "${AS[@]}" "$BIN/refault run --"
+mkfifo "$T/relay.in" "$T/relay.out"
+"$BIN/tests/relay" "$T/srv/relay.sock" "$SOCK" <"$T/relay.in" >"$T/relay.out" &
+WPID[relay]=$!
+exec {relay_in}>"$T/relay.in" {relay_out}<"$T/relay.out"
+TO[relay]=$relay_in FROM[relay]=$relay_out
+read -r -t 10 _ <&"$relay_out" || die "the relay does not run"
+[ ${#AS[@]} -eq 0 ] || chmod 666 "$T/srv/relay.sock"
+export REFAULT_TIMEOUT=20 # the agents inherit it
+worker a A
+worker b B
+worker c C
+
+open_all() { # open_all N FILE: on all hosts, mapped and read
+	local w
+	for w in a b c; do
+		want $w ok open "$1" "$T/vol/$2" rw && want $w ok map "$1" "$1" rw 0 $LEN &&
+			want $w 61 load "$1" 0 1 || return
+	done
+}
+hold() { want relay ok hold; }
+pass() { want relay ok pass; }
+answered() { # answered ANSWER: what a was told before
+	local line
+	IFS= read -r -t 40 line <&"${FROM[a]}" || line='no answer'
+	[ "$line" = "$1" ] || { echo "a answered '$line', should be '$1'"; return 1; }
+}
+exported() { # exported FILE OFFSET HEX: what the server has
+	[ "$(tail -c +$(($2 + 1)) "$T/vol/$1" | head -c $((${#3} / 2)) | od -An -tx1 | tr -d ' \n')" = "$3" ]
+}
+SUPERVISOR=
+kill_agent() { # host A's; the next one is there when this returns
+	local pid
+	[ -n "$SUPERVISOR" ] || SUPERVISOR=$(awk '/^PPid:/ { print $2 }' "/proc/$(agent_pid A)/status")
+	pid=$(child) && [ -n "$pid" ] || { echo "host A has no agent under a supervisor"; return 1; }
+	kill -9 "$pid"
+	another() { [ -n "$(child)" ] && [ "$(child)" != "$pid" ]; }
+	eventually 10 another || { echo "the supervisor started no other agent"; return 1; }
+}
+child() { tr -d ' ' 2>/dev/null <"/proc/$SUPERVISOR/task/$SUPERVISOR/children"; }
+# Another pair of supervisor and agent: five crashes in ten seconds are one too many.
+anew() {
+	dismiss a
+	raw A "$BIN/refault" stop >/dev/null || return
+	eventually 10 test ! -d "/proc/$SUPERVISOR" || { echo "the agent does not leave"; return 1; }
+	SUPERVISOR=
+	[ $# -eq 0 ] || "$@"
+	worker a A
+}
+
+# all_have N FILE OFFSET HEX
+all_have() {
+	local w
+	exported "$2" "$3" "$4" || { echo "the server does not have $4 at $3"; return 1; }
+	for w in a b c; do want $w "$4" load "$1" "$3" $((${#4} / 2)) || return; done
+}
+
+# Stored by a, seen by b, overwritten by c; then a's agent goes on.
+overwritten() { # overwritten N FILE
+	open_all "$1" "$2" && want a ok store "$1" 5 7a7a || return
+	hold && tell a msync "$1"
+	eventually 10 exported "$2" 5 7a7a || { echo "the store did not arrive"; return 1; }
+	want b 7a7a load "$1" 5 2 || return
+	kill_agent && want c ok store "$1" 5 63 && want c ok msync "$1" || return
+	want b 637a load "$1" 5 2 && pass && answered ok
+}
+store() { overwritten 1 store && all_have 1 store 5 637a; }
+here store-that-was-overwritten-does-not-come-back store
+
+# The same, twice: the second agent dies as well before it hears of it.
+twice() {
+	open_all 2 twice && want a ok store 2 5 7a7a || return
+	hold && tell a msync 2
+	eventually 10 exported twice 5 7a7a || { echo "the store did not arrive"; return 1; }
+	kill_agent && want c ok store 2 5 63 && want c ok msync 2 && kill_agent &&
+		pass && answered ok && all_have 2 twice 5 637a
+}
+here nor-after-a-second-crash twice
+
+# Stores go on while the connection is lost: what is new goes out, what is old does not.
+lost() {
+	open_all 3 lost && want a ok store 3 5 7a7a && want a ok store 3 9000 7a || return
+	hold && tell a msync 3
+	eventually 10 exported lost 5 7a7a || { echo "the store did not arrive"; return 1; }
+	kill_agent && want c ok store 3 5 63 && want c ok msync 3 || return
+	pass && answered ok && want a ok store 3 6 79 && want a ok msync 3 &&
+		all_have 3 lost 5 6379 && all_have 3 lost 9000 7a
+}
+here stores-afterwards-do-arrive lost
+
+append() {
+	local w
+	anew || return
+	for w in a b c; do want $w ok open 4 "$T/vol/append" rwa || return; done
+	hold && tell a write 4 6f6e65
+	eventually 10 exported append $LEN 6f6e65 || { echo "the append did not arrive"; return 1; }
+	kill_agent && want c ok write 4 7878 && pass && answered ok || return
+	for w in a b c; do
+		want $w 6f6e657878 pread 4 100 $LEN && want $w $((LEN + 5)) size 4 || return
+	done
+	want a ok write 4 2e && want b 6f6e6578782e pread 4 100 $LEN
+}
+here append-is-done-once append
+
+cut() {
+	open_all 5 cut || return
+	hold && tell a truncate 5 4096
+	eventually 10 short cut 4096 || { echo "it was not cut"; return 1; }
+	kill_agent && want c ok truncate 5 8192 && want c ok pwrite 5 5000 63 || return
+	want c ok fsync 5 && pass && answered ok && want a 8192 size 5 &&
+		want a 63 pread 5 1 5000 && want a 8192 size 5 && all_have 5 cut 5000 63
+}
+short() { [ "$(stat -c %s "$T/vol/$1")" = "$2" ]; }
+here truncate-is-done-once cut
+
+# Without the journal the next agent diffs again, and takes what c stored for its own to overwrite.
+unguarded() {
+	REFAULT_DISABLE=journal anew start_agent A || return
+	overwritten 6 none || return
+	if exported none 5 637a; then
+		echo "nothing was lost: this test cannot fail"
+		return 1
+	fi
+}
+here without-the-journal-it-does unguarded
+dismiss a b c
+export KILLS_AGENTS=1
+finish
