@@ -40,9 +40,13 @@
 #define ANSWER_MIN AG_SEC  /* whatever REFAULT_TIMEOUT says: a server that is there gets so long */
 #define HEAD (128u * 1024) /* an encoded message without payload: 4096 ranges and a path */
 
+/* What the socket did not take: bytes of ours, then what is left of a call's payload, in its place. */
 struct tx {
 	struct ag_list link;
+	uint32_t xid;
 	size_t len, off;
+	const unsigned char *payload;
+	size_t payload_len;
 	unsigned char data[];
 };
 
@@ -122,28 +126,22 @@ static void broken(struct ag_server *srv, int err, const char *why)
 	snprintf(srv->why, sizeof(srv->why), "%s", why);
 }
 
-static void queue(struct ag_server *srv, const struct iovec *iov, int n, size_t skip)
+static void queue(struct ag_server *srv, uint32_t xid, const struct iovec iov[2], size_t skip)
 {
-	size_t len = 0, at = 0;
-	struct tx *tx;
+	const size_t head = iov[0].iov_len - ag_min(skip, iov[0].iov_len);
+	struct tx *tx = malloc(sizeof(*tx) + head);
 
-	for (int i = 0; i < n; i++)
-		len += iov[i].iov_len;
-	tx = malloc(sizeof(*tx) + len - skip);
 	if (!tx) {
 		broken(srv, -ENOMEM, "out of memory");
 		return;
 	}
-	tx->len = len - skip;
+	tx->xid = xid;
 	tx->off = 0;
-	for (int i = 0; i < n; i++) {
-		size_t k = iov[i].iov_len, s = ag_min(skip, k);
-
-		if (k > s)
-			memcpy(tx->data + at, (char *)iov[i].iov_base + s, k - s);
-		at += k - s;
-		skip -= s;
-	}
+	tx->len = head;
+	memcpy(tx->data, (char *)iov[0].iov_base + iov[0].iov_len - head, head);
+	skip -= iov[0].iov_len - head;
+	tx->payload_len = iov[1].iov_len - skip;
+	tx->payload = tx->payload_len ? (unsigned char *)iov[1].iov_base + skip : NULL;
 	if (ag_list_empty(&srv->tx))
 		ag_io_events(srv->io, UV_READABLE | UV_WRITABLE);
 	ag_list_add(&srv->tx, &tx->link);
@@ -168,7 +166,7 @@ static void send_frame(struct ag_server *srv, struct rf_msg *m, const void *payl
 	iov[0] = (struct iovec){head, (size_t)n};
 	iov[1] = (struct iovec){(void *)(uintptr_t)payload, len};
 	if (!ag_list_empty(&srv->tx)) {
-		queue(srv, iov, 2, 0);
+		queue(srv, m->xid, iov, 0);
 		return;
 	}
 	do
@@ -182,7 +180,7 @@ static void send_frame(struct ag_server *srv, struct rf_msg *m, const void *payl
 		n = 0;
 	ag_count(srv->ag, RF_R_WIRE_SENT, (uint64_t)n);
 	if ((size_t)n < iov[0].iov_len + len)
-		queue(srv, iov, 2, (size_t)n);
+		queue(srv, m->xid, iov, (size_t)n);
 }
 
 static void flush_tx(struct ag_server *srv)
@@ -190,9 +188,12 @@ static void flush_tx(struct ag_server *srv)
 	struct tx *tx;
 
 	ag_for_each (tx, &srv->tx, link) {
-		while (tx->off < tx->len) {
-			ssize_t n = send(srv->fd, tx->data + tx->off, tx->len - tx->off,
-					 MSG_NOSIGNAL | MSG_DONTWAIT);
+		while (tx->len + tx->payload_len) {
+			struct iovec iov[2] = {{tx->data + tx->off, tx->len},
+					       {(void *)(uintptr_t)tx->payload, tx->payload_len}};
+			struct msghdr h = {.msg_iov = iov, .msg_iovlen = 2};
+			ssize_t n = sendmsg(srv->fd, &h, MSG_NOSIGNAL | MSG_DONTWAIT);
+			size_t k;
 
 			if (n < 0 && errno == EINTR)
 				continue;
@@ -203,12 +204,29 @@ static void flush_tx(struct ag_server *srv)
 				return;
 			}
 			ag_count(srv->ag, RF_R_WIRE_SENT, (uint64_t)n);
-			tx->off += (size_t)n;
+			k = ag_min((size_t)n, tx->len);
+			tx->off += k;
+			tx->len -= k;
+			if (tx->payload_len) {
+				tx->payload += (size_t)n - k;
+				tx->payload_len -= (size_t)n - k;
+			}
 		}
 		ag_list_del(&tx->link);
 		free(tx);
 	}
 	ag_io_events(srv->io, UV_READABLE);
+}
+
+/* It was not even sent to its end: what an answer lets go of may be its payload. */
+static bool unsent(const struct ag_server *srv, uint32_t xid)
+{
+	struct tx *tx;
+
+	ag_for_each (tx, &srv->tx, link)
+		if (tx->xid == xid)
+			return true;
+	return false;
 }
 
 struct ag_call *ag_call_new(struct ag_volume *vol, struct ag_vnode *vn,
@@ -528,7 +546,7 @@ static void dispatch(struct ag_server *srv, void *frame, size_t len, bool queued
 			c = it;
 			break;
 		}
-	if (!c || !m.xid) {
+	if (!c || !m.xid || unsent(srv, m.xid)) {
 		ag_server_garbage(srv, "an answer that nobody waits for");
 		goto out;
 	}

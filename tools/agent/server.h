@@ -90,7 +90,8 @@ int ag_volume_ready(struct ag_volume *vol, uint64_t born, const char **why);
 bool ag_overdue(const struct ag *ag, uint64_t since);
 
 /* A call about vn (may be NULL).  NULL: out of memory.  Sending never fails: a broken connection is
- * taken down later, and then reply() is told. */
+ * taken down later, and then reply() is told.  The payload stays as it is until then or until the
+ * answer: it is sent from where it is. */
 struct ag_call *ag_call_new(struct ag_volume *vol, struct ag_vnode *vn,
 			    bool (*reply)(struct ag_call *, struct rf_msg *, void *, size_t),
 			    void *arg);
