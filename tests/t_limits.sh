@@ -18,10 +18,11 @@ chmod 600 "$T"/keys/* "$T"/*.key
 [ ${#AS[@]} -eq 0 ] || chown 65534 "$T"/*.key
 server() { start_server --keys "$T/keys" "$@"; }
 server
-make_hosts
+make_hosts A B C
 # Nothing is flushed because time goes by.
 REFAULT_TIMEOUT=1 start_agent A --dirty-bytes 4M --dirty-expire 600000
 REFAULT_TIMEOUT=0 REFAULT_DIRTY_BYTES=1M start_agent B --dirty-expire 600000
+REFAULT_TIMEOUT=20 start_agent C --dirty-expire 600000
 worker a A
 worker b B
 begin() { # WORKER N FILE LEN
@@ -68,6 +69,12 @@ sixteen_times() {
 		{ echo "not all of it is on the server"; return 1; }
 }
 here stores-through-16-times-the-limit sixteen_times
+
+# Before stores have to wait: more than half of what may be dirty.
+early() {
+	want a ok fill 1 0 3145728 79 && eventually 20 server_byte big 3145727 79 && server_byte big 0 79
+}
+check half-of-the-limit-is-flushed-by-itself early
 
 # The server hangs, but its promises hold yet: stores go on until nothing more may be dirty.
 full() {
@@ -155,27 +162,44 @@ check part-of-a-file unasked
 
 # ---- keys ----
 
-key_line() { status A | grep -E "^key: [0-9]+ $1 dirty $2\$" >/dev/null || { status A | grep ^key; return 1; }; }
+key_line() { status C | grep -E "^key: [0-9]+ $1 dirty $2\$" >/dev/null || { status C | grep ^key; return 1; }; }
 two_keys() {
-	REFAULT_KEY=$T/alice.key worker alice A
-	REFAULT_KEY=$T/bob.key worker bob A
-	begin alice 1 f1 65536 && begin bob 1 f2 65536 && want alice ok store 1 4096 61 &&
-		want alice ok store 1 8192 62 && want bob ok store 1 4096 63 && want a ok store 3 0 7f &&
+	worker c C
+	REFAULT_KEY=$T/alice.key worker alice C
+	REFAULT_KEY=$T/bob.key worker bob C
+	begin c 1 f1 65536 && begin alice 1 f1 65536 && begin bob 1 f2 65536 &&
+		want alice ok store 1 4096 61 && want alice ok store 1 8192 62 &&
+		want bob ok store 1 4096 63 && want c ok store 1 12288 64 &&
 		key_line alice 2 && key_line bob 1 && key_line 'uid [0-9]+' 1 || return
-	! status A | grep 'of-alice' && ! grep 'of-alice' "$T/a/agent.log"
+	! status C | grep 'of-alice' && ! grep 'of-alice' "$T/c/agent.log"
 }
 here keys-and-what-is-dirty-under-them two_keys
 
-# What bob may do does not depend on alice, although both have the file.
+# What bob may do does not depend on alice, although both wait for the same answer.
+asked() { [ "$(counter C request)" -ge "$1" ]; }
+broken() { [ "$(counter C mass-break)" -gt "$1" ]; }
 revoked() {
+	local n got r=0
 	begin bob 3 f3 65536 && begin alice 3 f3 65536 && want alice 61 load 3 4096 1 || return
+	n=$(counter C mass-break)
 	echo revoked >>"$T/keys/alice"
 	kill -HUP "$SERVER"
-	eventually 10 want alice sigbus load 3 8192 1 && want bob 61 load 3 8192 1 &&
-		want alice 'err EKEYREVOKED' open 4 "$T/vol/f3" rw && want bob ok store 3 0 64 &&
+	eventually 10 broken "$n" || { echo "the server forgot no promises"; return 1; }
+	kill -STOP "$SERVER"
+	n=$(counter C request)
+	tell alice load 3 8192 1
+	eventually 10 asked $((n + 1)) && tell bob load 3 8192 1 && eventually 10 asked $((n + 2)) ||
+		{ echo "they do not ask"; r=1; }
+	kill -CONT "$SERVER"
+	[ "$r" = 0 ] || return
+	IFS= read -r -t 20 got <&"${FROM[alice]}"
+	[ "$got" = sigbus ] || { echo "alice loads '$got'"; return 1; }
+	IFS= read -r -t 20 got <&"${FROM[bob]}"
+	[ "$got" = 61 ] || { echo "bob loads '$got'"; return 1; }
+	want alice 'err EKEYREVOKED' open 4 "$T/vol/f3" rw && want bob ok store 3 0 64 &&
 		want bob ok msync 3 && server_byte f3 0 64 || return
 	grep -q 'key alice was revoked' "$T/alice.err" || { cat "$T/alice.err"; return 1; }
 }
 here one-key-revoked-and-another-good revoked
-dismiss a b alice bob
+dismiss a b c alice bob
 finish

@@ -39,7 +39,7 @@ struct ag {
 	uv_loop_t loop;
 	uv_timer_t fast;     /* 1 ms, only while something waits for programs */
 	uv_timer_t tick;     /* dirty_expire, only while there is something to look at */
-	uv_timer_t pool;     /* while twins are in use: more of them than is good? */
+	uv_timer_t pool;     /* while twins are taken or freed */
 	uv_timer_t second;   /* housekeeping */
 	uv_timer_t patience; /* only while programs wait: REFAULT_TIMEOUT */
 	uv_signal_t term, intr;
@@ -57,6 +57,7 @@ struct ag {
 	uint64_t twins_size;
 	uint32_t ntwins;      /* not read from the pool, where programs can write */
 	uint64_t twins_freed; /* so far */
+	uint32_t pool_used;   /* twins in use when it was last looked */
 	uint32_t
 	    twin_high; /* no twin at or above was seen in use since the pool was last trimmed */
 

@@ -7,7 +7,7 @@
  *
  *	fast	1 ms: waits for slots, strips and the death of programs
  *	tick	dirty_expire: files that programs dirtied are written back
- *	pool	while there are any: more often, in case that twins get short
+ *	pool	50 ms, while twins are taken or freed: are they getting short?
  *	second	housekeeping: programs that hung up, memory, leaving when idle
  *
  * After a crash (life > 1) everything is found in the supervisor's table: changes in flight are sent
@@ -62,7 +62,7 @@
 #define TWINS_MAX (1u << 18)
 #define TWINS_LEAST 256u
 #define TWINS_MOST (uint32_t)(RF_W_TWIN_MASK >> RF_W_TWIN_SHIFT)
-#define POOL_LOOKS 16u     /* in dirty_expire */
+#define POOL_LOOK 50u      /* ms */
 #define POOL_SAMPLE 65536u /* twins looked at to see how full the pool is */
 #define TERM_WAIT (10 * AG_SEC)
 #define SUSPECT_FAST (200 * AG_MS)
@@ -182,7 +182,7 @@ void ag_fast_start(struct ag *ag)
 	uv_timer_start(&ag->fast, on_fast, 1, 1);
 }
 
-/* Before programs have to wait for twins. */
+/* Before programs have to wait for twins.  Stops when nothing changes. */
 static void on_pool(uv_timer_t *h)
 {
 	struct ag *ag = ag_of(h, struct ag, pool);
@@ -190,36 +190,24 @@ static void on_pool(uv_timer_t *h)
 
 	if (used > ag->ntwins / 2)
 		ag_flush_all_behind(ag);
-	if (!used)
+	if (used == ag->pool_used)
 		uv_timer_stop(&ag->pool);
+	ag->pool_used = used;
 	ag_settle(ag);
-}
-
-static void pool_start(struct ag *ag)
-{
-	const uint64_t ms = ag_max(ag->conf->dirty_ns / AG_MS / POOL_LOOKS, 10);
-
-	uv_timer_start(&ag->pool, on_pool, ms, ms);
 }
 
 static void on_tick(uv_timer_t *h)
 {
 	struct ag *ag = ag_of(h, struct ag, tick);
 
-	bool dirty = false;
-
 	for (uint32_t id = 1; id <= ag->vnode_high; id++) {
 		struct ag_vnode *vn = ag->vnode[id];
 
-		if (vn && (atomic_load(&vn->st->dirtied) || vn->size > vn->ssize)) {
+		if (vn && (atomic_load(&vn->st->dirtied) || vn->size > vn->ssize))
 			ag_vn_flush_behind(vn);
-			dirty = true;
-		}
 		if (vn && vn->wind)
 			ag_task_post(ag_task_new(vn, ag_step_excise));
 	}
-	if (dirty && !uv_is_active((uv_handle_t *)&ag->pool))
-		pool_start(ag);
 	ag_settle(ag);
 	ag_timers(ag);
 }
@@ -452,6 +440,8 @@ static void on_second(uv_timer_t *h)
 	look_for_suspend(ag);
 	if (ag->nprocs)
 		ag->busy_at = ag_now();
+	if (!uv_is_active((uv_handle_t *)&ag->pool) && unclean(ag))
+		uv_timer_start(&ag->pool, on_pool, 0, POOL_LOOK);
 	trim_mappings(ag);
 	if (ag->twin_high > 64 && !unclean(ag))
 		trim_twins(ag);

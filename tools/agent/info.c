@@ -7,8 +7,10 @@
  */
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 #include <time.h>
 
+#include "journal.h"
 #include "key.h"
 #include "peer.h"
 #include "proc.h"
@@ -79,6 +81,26 @@ static void one_server(FILE *f, struct ag_server *srv, const uint64_t *ndirty)
 	fprintf(f, " dirty %" PRIu64 "\n", dirty);
 }
 
+/* The last first. */
+static void rejections(FILE *f, const struct ag *ag)
+{
+	const struct ag_reject *r;
+	char at[32];
+	struct tm tm;
+	time_t t;
+
+	for (unsigned i = 0; (r = ag_rejected(ag, i)); i++) {
+		t = (time_t)(r->time / (int64_t)AG_SEC);
+		localtime_r(&t, &tm);
+		strftime(at, sizeof(at), "%F %T", &tm);
+		fprintf(f,
+			"rejected: %s off %" PRIu64 " len %" PRIu64
+			" pages %u errno %s (%s) key %s at %s\n",
+			r->path, r->off, r->len, r->pages, strerrorname_np(r->err),
+			strerror(r->err), r->key, at);
+	}
+}
+
 char *ag_info_status(struct ag *ag, size_t *len)
 {
 	uint64_t sum, dirty = 0, now = ag_now(), by_key[RF_KEYS] = {0};
@@ -112,6 +134,7 @@ char *ag_info_status(struct ag *ag, size_t *len)
 		if (vn)
 			one_vnode(f, vn, nd[id]);
 	}
+	rejections(f, ag);
 	for (unsigned i = 0; i < RF_REASONS; i++) {
 		sum = ag->count[i] + ag->gone[i];
 		ag_for_each (p, &ag->procs, link)

@@ -280,6 +280,7 @@ static void sync_send(struct ag_req *req)
 {
 	struct ag_op *op = ag_op_new(req->vn, RF_SYNC, false);
 
+	op->key = req->vn->key;
 	op->durable = true;
 	req->synced = true;
 	req->op_seq = op->seq;

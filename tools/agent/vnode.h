@@ -53,10 +53,10 @@ struct ag_vnode {
 	uint64_t target, target_until;
 	uint64_t *merge;
 	size_t nmerge;
-	unsigned asking; /* STATUS calls under way */
-	uint64_t asked_at;
-	bool want_valid;  /* validate though nobody asks: breaks wait for the merge */
-	uint64_t refused; /* set of keys that did not do for that */
+	uint64_t asked_at; /* the last STATUS */
+	uint64_t refused;  /* set of keys that did not do for want_valid */
+	unsigned asking;   /* STATUS calls under way */
+	bool want_valid;   /* validate though nobody asks: breaks wait for the merge */
 	struct ag_late_ack {
 		uint32_t conn;
 		uint64_t id;
@@ -67,9 +67,9 @@ struct ag_vnode {
 	uint64_t op_seq;
 	uint64_t applies, unstable_at; /* changes applied, and the last that is not durable */
 	uint32_t unapplied;            /* operations in ops that are not applied yet */
+	uint32_t extend_key; /* whose write() made it larger than the server's */
 	bool gate;           /* a change of size or a punch is under way: no stores are sent */
 	bool behind;         /* a flush that nobody waits for is under way */
-	uint32_t extend_key; /* whose write() made it larger than the server's */
 	bool wind;           /* a change was refused: back to the server's size when all is quiet */
 
 	struct ag_stream {
