@@ -180,7 +180,8 @@ asked() { [ "$(counter C request)" -ge "$1" ]; }
 broken() { [ "$(counter C mass-break)" -gt "$1" ]; }
 revoked() {
 	local n got r=0
-	begin bob 3 f3 65536 && begin alice 3 f3 65536 && want alice 61 load 3 4096 1 || return
+	begin bob 3 f3 65536 && begin alice 3 f3 65536 && want alice 61 load 3 4096 1 &&
+		want alice ok store 3 20481 65 || return
 	n=$(counter C mass-break)
 	echo revoked >>"$T/keys/alice"
 	kill -HUP "$SERVER"
@@ -197,8 +198,12 @@ revoked() {
 	IFS= read -r -t 20 got <&"${FROM[bob]}"
 	[ "$got" = 61 ] || { echo "bob loads '$got'"; return 1; }
 	want alice 'err EKEYREVOKED' open 4 "$T/vol/f3" rw && want bob ok store 3 0 64 &&
-		want bob ok msync 3 && server_byte f3 0 64 || return
+		want bob 'err EKEYREVOKED' msync 3 && server_byte f3 0 64 && want bob ok msync 3 || return
 	grep -q 'key alice was revoked' "$T/alice.err" || { cat "$T/alice.err"; return 1; }
+	# What alice stored before went, and whoever has the file open was told; what bob stored did not.
+	want alice 'err EKEYREVOKED' msync 3 && want alice ok msync 3 && want bob 61 load 3 20481 1 && server_byte f3 20481 61 &&
+		status C | grep -E '^rejected: f3 off 20481 len 1 pages 1 errno EKEYREVOKED \(.*\) key alice at 20' >/dev/null ||
+		{ status C | grep ^rejected; return 1; }
 }
 here one-key-revoked-and-another-good revoked
 dismiss a b c alice bob

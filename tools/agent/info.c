@@ -96,7 +96,7 @@ static void rejections(FILE *f, const struct ag *ag)
 		fprintf(f,
 			"rejected: %s off %" PRIu64 " len %" PRIu64
 			" pages %u errno %s (%s) key %s at %s\n",
-			r->path, r->off, r->len, r->pages, strerrorname_np(r->err),
+			r->path, r->off, r->len, r->pages, strerrorname_np(r->err) ?: "?",
 			strerror(r->err), r->key, at);
 	}
 }
