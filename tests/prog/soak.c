@@ -272,7 +272,8 @@ static struct file {
 	uint64_t known[CELLS]; /* what this life stored last and has not seen vanish; 0: nothing */
 	unsigned pending[CELLS], npending; /* stored since a flush returned 0; each once */
 	bool is_pending[CELLS];
-	bool owed; /* something vanished: the next flush must say so */
+	bool excused[CELLS]; /* could not be seen when a flush said that something vanished */
+	bool owed;           /* something vanished: the next flush must say so */
 } files[FILES];
 static int log_fd;
 
@@ -405,8 +406,10 @@ static bool see(unsigned file, unsigned cell, const char *when)
 			fail_cell(file, me, cell, when, v, why);
 		return true;
 	}
-	if (v == f->known[cell])
+	if (v == f->known[cell]) {
+		f->excused[cell] = false;
 		return true;
+	}
 	if (!may_refuse(file))
 		fail_cell(file, me, cell, when, v, "the owner's store is not there");
 	if (v > f->known[cell])
@@ -415,7 +418,8 @@ static bool see(unsigned file, unsigned cell, const char *when)
 	if (why)
 		fail_cell(file, me, cell, when, v, why);
 	refuse(file, cell, v);
-	f->owed = true;
+	f->owed |= !f->excused[cell];
+	f->excused[cell] = false;
 	return true;
 }
 
@@ -510,27 +514,27 @@ static int flush(unsigned file)
 	f->owed = false;
 	for (unsigned i = 0; i < f->npending; i++) {
 		unsigned cell = f->pending[i];
-		uint64_t want = f->known[cell], at_server;
+		uint64_t want = f->known[cell];
 		bool seen = see(file, cell, r ? "after a refused flush" : "after a flush");
+		uint64_t at_server = server_word(file, cell_word(me, cell));
 
-		at_server = server_word(file, cell_word(me, cell));
-		if (r == 0 && at_server != want)
-			fail_cell(file, me, cell, "at the server after a flush", at_server,
-				  "the owner's store is not there");
-		if (r == 0 && f->owed)
-			fail_cell(file, me, cell, "after a flush that returned 0", f->known[cell],
-				  "the owner's store has vanished");
-		if (r == 0) {
-			atomic_store(&my->cell[file][cell].accepted, want);
-			atomic_fetch_add(&my->accepted, 1);
-			f->is_pending[cell] = false;
-		} else if (seen && f->known[cell] != want) {
-			/* Gone, and this flush has said so. */
+		if (seen && f->known[cell] != want) { /* gone, and a flush has said so */
+			if (r == 0 && f->owed)
+				fail_cell(file, me, cell, "after a flush that returned 0",
+					  f->known[cell], "the owner's store has vanished");
 			if (at_server != f->known[cell])
 				fail_cell(file, me, cell, "at the server after a refused flush",
 					  at_server, "what is seen here is another value");
 			f->is_pending[cell] = false;
+		} else if (r == 0 && !(f->excused[cell] && !seen)) {
+			if (at_server != want)
+				fail_cell(file, me, cell, "at the server after a flush", at_server,
+					  "the owner's store is not there");
+			atomic_store(&my->cell[file][cell].accepted, want);
+			atomic_fetch_add(&my->accepted, 1);
+			f->is_pending[cell] = false;
 		} else {
+			f->excused[cell] |= r && !seen;
 			f->pending[left++] = cell;
 		}
 	}
