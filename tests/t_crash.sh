@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: MIT
 #
 # t_crash - kill -9 of programs, agents and the server at random moments.  SEED=n repeats the choices.
+#
+# The races are there: with REFAULT_DISABLE=journal (agents make in-flight changes anew) a word goes back,
+# with REFAULT_DISABLE=undo the server is left with half a flush.
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
