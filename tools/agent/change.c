@@ -468,6 +468,8 @@ static void change_worked(struct ag_task *t)
 	}
 	if (t->bytes && !failed)
 		put_bytes(t);
+	if (!t->have_st)
+		vn->extend_err = t->err;
 	if (t->have_st) {
 		bool ours = vn->dv && vn->dv == t->dv_before && !failed;
 
@@ -524,7 +526,7 @@ void ag_step_change(struct ag_task *t)
 		}
 		t->resize = true;
 	} else if (t->resize && (t->size <= vn->size || ag_vn_capacity(vn, RF_PAGES(t->size)))) {
-		t->err = t->size > vn->size ? -EFBIG : 0;
+		vn->extend_err = t->size > vn->size ? -EFBIG : 0;
 		t->resize = false;
 		ag_task_end(t);
 		return;

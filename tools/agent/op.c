@@ -279,6 +279,9 @@ static void op_failed(struct ag_op *op, const rf_error *e)
 	if (op->applied || op->type == RF_SYNC) {
 		rf_errseq_set(vn->st, err);
 		ag_log("%s: cannot be made durable: %s (%s)", vn->path, strerror(err), e->what);
+	} else if (ours && ag_rejection(err) != AG_REJECT_NOT && vn->ag->conf->no_excise) {
+		rf_errseq_set(vn->st, err);
+		ag_op_undo(op);
 	} else if (ours && ag_rejection(err) != AG_REJECT_NOT) {
 		ag_reject(op, err, e->what, true);
 		if (ag_rejection(err) == AG_REJECT_RECORD)

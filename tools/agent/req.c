@@ -540,10 +540,11 @@ static int serve_extend(struct ag_req *req)
 		finish(req, -EFBIG, 0);
 		return 1;
 	}
-	if (vn->size >= req->q.arg[0] || req->asked) {
-		finish(req, vn->size >= req->q.arg[0] ? 0 : -ENOSPC, vn->size);
+	if (vn->size >= req->q.arg[0] || (req->asked && vn->extend_err)) {
+		finish(req, vn->size >= req->q.arg[0] ? 0 : vn->extend_err, vn->size);
 		return 1;
 	}
+	/* If it was asked: what came of it was cut off again, by a refusal or by another host. */
 	req->asked = true;
 	ag_vn_extend_key(vn, req->q.key);
 	t = ag_task_new(vn, ag_step_change);
