@@ -781,6 +781,7 @@ int ag_run(struct ag_start *start)
 	ag->conf = start->conf;
 	ag->keep = start->keep;
 	ag->life = start->life;
+	ag->walk = (uint64_t)ag->life << 40;
 	ag->listen = listen ? listen->fd[0] : -1;
 	ag->budget = ag->conf->cache_bytes >> RF_PAGE_SHIFT;
 	if (getrlimit(RLIMIT_NOFILE, &rl))

@@ -58,8 +58,9 @@ struct ag_reject {
 	uint64_t walk;
 	uint64_t off, len;
 	uint32_t pages, vnode;
+	uint32_t told; /* pages that the log has told of */
 	int32_t err;
-	char key[64], path[388];
+	char key[64], path[384];
 };
 
 struct ag_journal {

@@ -91,8 +91,8 @@ static rf_range extent(const struct ag_op *op)
 	return r;
 }
 
-/* One entry a record. */
-static void note(const struct ag_op *op, int err, uint32_t pages, rf_range r)
+/* One entry a record; NULL: it has one already. */
+static struct ag_reject *note(const struct ag_op *op, int err, uint32_t pages, rf_range r)
 {
 	struct ag_vnode *vn = op->vn;
 	struct ag_journal *j = vn->ag->journal;
@@ -102,7 +102,7 @@ static void note(const struct ag_op *op, int err, uint32_t pages, rf_range r)
 	for (uint64_t i = j->nrejects; i-- && j->nrejects - i <= AG_REJECTS;) {
 		e = &j->reject[i % AG_REJECTS];
 		if (e->request == op->request)
-			return; /* a crash came in between */
+			return NULL; /* a crash came in between */
 		if (!op->walk || e->walk != op->walk || e->vnode != vn->id || e->err != err ||
 		    strncmp(e->key, key, sizeof(e->key) - 1) != 0)
 			continue;
@@ -111,7 +111,7 @@ static void note(const struct ag_op *op, int err, uint32_t pages, rf_range r)
 		e->len -= e->off;
 		e->pages += pages;
 		e->request = op->request;
-		return;
+		return NULL;
 	}
 	e = &j->reject[j->nrejects % AG_REJECTS];
 	memset(e, 0, sizeof(*e));
@@ -126,6 +126,7 @@ static void note(const struct ag_op *op, int err, uint32_t pages, rf_range r)
 	strncpy(e->key, key, sizeof(e->key) - 1);
 	strncpy(e->path, vn->path, sizeof(e->path) - 1);
 	j->nrejects++;
+	return e;
 }
 
 void ag_reject(struct ag_op *op, int err, const char *what, bool asked)
@@ -133,6 +134,7 @@ void ag_reject(struct ag_op *op, int err, const char *what, bool asked)
 	struct ag_vnode *vn = op->vn;
 	struct ag_slot *s = op->slot;
 	const rf_range r = extent(op);
+	struct ag_reject *first;
 	uint32_t pages;
 
 	if (!s->rejected) {
@@ -143,11 +145,13 @@ void ag_reject(struct ag_op *op, int err, const char *what, bool asked)
 		s->rejected = (uint32_t)err;
 	}
 	pages = mark_pages(op);
-	note(op, err, pages, r);
+	first = note(op, err, pages, r);
 	if ((atomic_load(&vn->st->errseq) | RF_ERRSEQ_SEEN) == s->errseq)
 		rf_errseq_set(vn->st, err);
 	ag_count(vn->ag, RF_R_REJECT, 1);
-	if (asked)
+	if (first && asked)
+		first->told = pages;
+	if (asked && (first || ag_rejection(err) == AG_REJECT_PAGES))
 		ag_log("%s: the server refused what was written to bytes %" PRIu64 " to %" PRIu64
 		       " under key %s: %s (%s); %u pages are dropped",
 		       vn->path, r.off, r.off + r.len, ag_key_name(vn->ag, op->key), strerror(err),
@@ -173,4 +177,19 @@ void ag_reject_record(struct ag_op *op, int err)
 			ag_reject(it, err, "", false);
 			ag_op_end(it);
 		}
+}
+
+void ag_reject_told(struct ag_vnode *vn, uint64_t walk)
+{
+	struct ag_journal *j = vn->ag->journal;
+
+	for (unsigned i = 0; i < AG_REJECTS; i++) {
+		struct ag_reject *e = &j->reject[i];
+
+		if (e->walk != walk || e->vnode != vn->id || e->pages == e->told)
+			continue;
+		ag_log("%s: in all %u pages are dropped, of bytes %" PRIu64 " to %" PRIu64,
+		       vn->path, e->pages, e->off, e->off + e->len);
+		e->told = e->pages;
+	}
 }

@@ -22,5 +22,7 @@ enum ag_rejection ag_rejection(int err);
 void ag_reject(struct ag_op *op, int err, const char *what, bool asked);
 /* The rest of the record that op is of: what was collected and not sent, and what the walk will find. */
 void ag_reject_record(struct ag_op *op, int err);
+/* The walk is over, and so is all that it sent: say what it lost if that was not said yet. */
+void ag_reject_told(struct ag_vnode *vn, uint64_t walk);
 
 #endif

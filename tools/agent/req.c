@@ -29,6 +29,7 @@
 #include "change.h"
 #include "fetch.h"
 #include "key.h"
+#include "reject.h"
 #include "server.h"
 
 #define PATIENCE_MIN 20u  /* ms */
@@ -360,6 +361,8 @@ static int serve_flush(struct ag_req *req)
 			sync_send(req);
 		return 0;
 	}
+	if (req->pass.refused)
+		ag_reject_told(vn, req->pass.walk);
 	finish(req, req->err, 0);
 	return 1;
 }
