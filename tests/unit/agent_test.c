@@ -1201,7 +1201,7 @@ static struct ag *some_ag(struct ag_vnode *vn, rf_word *word, uint32_t words)
 	static unsigned n;
 	struct ag *ag = calloc(1, sizeof(*ag));
 
-	made[n++ % 4] = ag;
+	made[n] = ag;
 	ag->keep = -1;
 	ag->vnode = calloc(2, sizeof(*ag->vnode));
 	ag->vnode[1] = vn;
@@ -1214,7 +1214,7 @@ static struct ag *some_ag(struct ag_vnode *vn, rf_word *word, uint32_t words)
 	ag_list_init(&vn->uses);
 	ag_list_init(&vn->reqs);
 	ag_list_init(&vn->ops);
-	return ag;
+	return made[n++];
 }
 
 static int get(struct ag *ag, const char *name, const char *secret)
