@@ -55,18 +55,17 @@ struct ag {
 	struct rf_host *host;
 	struct rf_twins *twins;
 	uint64_t twins_size;
-	uint32_t ntwins;      /* not read from the pool, where programs can write */
 	uint64_t twins_freed; /* so far */
+	uint32_t ntwins;      /* not read from the pool, where programs can write */
 	uint32_t pool_used;   /* twins in use when it was last looked */
-	uint32_t
-	    twin_high; /* no twin at or above was seen in use since the pool was last trimmed */
+	uint32_t twin_high;   /* none from here on was seen in use since the pool was trimmed */
+	uint32_t nprocs;
 
 	struct ag_journal *journal;
 	struct ag_slots *slots; /* which of its are free */
 	struct ag_list starved; /* vnodes that wait for one */
 
 	struct ag_list procs, peers, servers;
-	uint32_t nprocs;
 	struct ag_server *server[RF_MAX_SERVERS];
 	struct ag_key *key[RF_KEYS]; /* by number; 0 has none */
 
@@ -85,14 +84,13 @@ struct ag {
 
 	uint64_t cached; /* pages in all caches */
 	uint64_t budget; /* of these */
-	bool dropping;
 	uint32_t drop_hand;
+	bool dropping, stopping;
 	uint64_t request; /* ids of changing calls */
 	uint64_t walk;    /* counts walks over dirty pages */
 	uint64_t busy_at; /* when there last was a reason to stay */
 	uint64_t term_at; /* 0, or told to stop then */
-	bool stopping;
-	int64_t asleep; /* CLOCK_BOOTTIME - CLOCK_MONOTONIC */
+	int64_t asleep;   /* CLOCK_BOOTTIME - CLOCK_MONOTONIC */
 
 	unsigned char *packet; /* RF_REQ_MAX */
 	uint64_t count[RF_REASONS], gone[RF_REASONS];
