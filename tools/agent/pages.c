@@ -30,8 +30,9 @@ bool ag_word_move(rf_word *word, uint64_t w, uint64_t to)
 
 /* ---- diff ---- */
 
-/* n more changed bytes at off. */
-static bool put(struct ag_change *c, uint64_t off, const unsigned char *b, uint32_t n)
+/* n more changed bytes at off.  Inline: for a line that is all changed n is known. */
+static inline __attribute__((always_inline)) bool put(struct ag_change *c, uint64_t off,
+						      const unsigned char *b, uint32_t n)
 {
 	rf_range *r = c->n ? &c->range[c->n - 1] : NULL;
 
