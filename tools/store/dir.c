@@ -24,6 +24,8 @@
  * bytes.  A truncation or a punched hole cannot be undone; file systems mostly do not stop in the
  * middle of one, and it is finished after a crash.
  *
+ * Many small ranges go through a mapping (scatter.c).
+ *
  * Locks: vol->lock for the kept descriptors and for what watch.c needs to know of our own changes;
  * never held across a call that can wait.
  */
@@ -150,6 +152,11 @@ static int dir_vol_open(const char *where, struct store_vol **out, const char **
 	}
 	vol->ram = sfs.f_type == TMPFS_MAGIC || sfs.f_type == RAMFS_MAGIC;
 	vol->watch_fd = -1;
+	if (dir_scatter_init()) {
+		err = -errno;
+		*why = "cannot handle SIGBUS";
+		goto out_dir;
+	}
 	TAILQ_INIT(&vol->opens);
 	RB_INIT(&vol->watched);
 	pthread_mutex_init(&vol->lock, NULL);
@@ -499,6 +506,8 @@ struct dir_change {
 	/* The bytes that were in all ranges, one after the other; NULL: not read.  ch->undo's data
 	 * if there is one. */
 	unsigned char *old;
+	struct dir_scatter scatter; /* a store of many ranges */
+	size_t scattered;           /* of these, written through the mapping */
 };
 
 /* The creator of a read-only file goes on writing through the descriptor of its creation. */
@@ -517,6 +526,7 @@ static int open_made(struct store_file *file, const struct store_cred *cred)
 
 static void change_close(struct dir_change *c)
 {
+	dir_scatter_unmap(&c->scatter);
 	if (c->rfd >= 0 && c->rfd != c->fd)
 		close(c->rfd);
 	close(c->fd);
@@ -630,6 +640,10 @@ static int undo_read(struct dir_change *c, uint64_t limit, bool resident)
 	old = ch->undo ? ch->undo->data : malloc(total ? total : 1);
 	if (!old)
 		return -ENOMEM;
+	if (c->scatter.p && dir_scatter_copy(&c->scatter, old, false) == ch->nranges) {
+		c->old = old;
+		return 0;
+	}
 	for (i = 0; i < ch->nranges; i++) {
 		uint64_t len = inside(&ch->ranges[i], size);
 
@@ -713,6 +727,8 @@ static int store_prepare(struct dir_change *c, uint64_t limit, bool *touched)
 	rf_range *r = ch->ranges;
 	int err;
 
+	if (ch->nranges >= DIR_SCATTER_MIN && c->rfd == c->fd)
+		dir_scatter_map(&c->scatter, c->fd, ch->ranges, ch->nranges, size);
 	if (c->rfd >= 0) {
 		err = undo_read(c, limit, !c->file->vol->ram);
 		if (err != -EAGAIN)
@@ -821,13 +837,44 @@ static void write_soon(const struct dir_change *c, uint64_t total)
 				SYNC_FILE_RANGE_WRITE);
 }
 
+/*
+ * Write all ranges.  Through the mapping if there is one; the first then once more by a system call,
+ * for those who watch the file.
+ */
+static int store_write(struct dir_change *c, uint64_t limit)
+{
+	struct store_change *ch = c->ch;
+	size_t i, n = ch->nranges, done, pos = 0;
+	int err;
+
+	if (c->scatter.p) {
+		c->scattered = dir_scatter_copy(&c->scatter, ch->data, true);
+		n = c->scattered == n ? 1 : n;
+	}
+	for (i = 0; i < n; i++) {
+		uint64_t len = inside(&ch->ranges[i], limit);
+
+		err = write_all(c->fd, ch->data + pos, len, ch->ranges[i].off, &done);
+		if (err) {
+			if (c->scattered <= i)
+				store_undo(c, limit, i + 1, done);
+			else
+				store_undo(c, limit, c->scattered + (c->scattered < ch->nranges),
+					   UINT64_MAX);
+			return err;
+		}
+		pos += ch->ranges[i].len;
+	}
+	return 0;
+}
+
 static int dir_store(struct store_file *file, const struct store_cred *cred,
 		     struct store_change *ch, bool nowait)
 {
 	uint64_t limit, total = 0;
 	struct dir_change c;
 	bool touched = false;
-	size_t i, done, pos = 0;
+	size_t i;
 	int err;
 
 	for (i = 0; i < ch->nranges; i++) {
@@ -839,6 +886,8 @@ static int dir_store(struct store_file *file, const struct store_cred *cred,
 	}
 	if (total != ch->len)
 		return -EINVAL;
+	if (nowait && ch->nranges >= DIR_SCATTER_MIN)
+		return -EAGAIN; /* it takes its time */
 	err = change_begin(&c, file, cred, ch, nowait);
 	if (err)
 		return err;
@@ -852,16 +901,9 @@ static int dir_store(struct store_file *file, const struct store_cred *cred,
 		return change_end(&c, touched, err);
 	touched = true;
 	store_arm(&c, limit);
-	for (i = 0; i < ch->nranges; i++) {
-		uint64_t len = inside(&ch->ranges[i], limit);
-
-		err = write_all(c.fd, ch->data + pos, len, ch->ranges[i].off, &done);
-		if (err) {
-			store_undo(&c, limit, i + 1, done);
-			return change_end(&c, true, err);
-		}
-		pos += ch->ranges[i].len;
-	}
+	err = store_write(&c, limit);
+	if (err)
+		return change_end(&c, true, err);
 	write_soon(&c, total);
 out_compact:
 	compact(ch, limit);

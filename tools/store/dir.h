@@ -80,6 +80,26 @@ uint64_t dir_generation(int fd, bool *handle);
 /* Of a file handle's bytes.  Source: dir.c. */
 uint64_t dir_hash(int type, const void *handle, size_t n);
 
+/* Many small ranges.  Source: scatter.c. */
+#define DIR_SCATTER_MIN 64 /* ranges from which on it is worth a mapping */
+struct dir_scatter {
+	unsigned char *p; /* NULL: not mapped */
+	uint64_t off;
+	size_t len;
+	const rf_range *range;
+	size_t n;
+};
+/* Once, before the others. */
+int dir_scatter_init(void);
+/* Map what holds the ranges.  False: they are not all inside size, or too far apart, or it cannot be. */
+bool dir_scatter_map(struct dir_scatter *s, int fd, const rf_range *range, size_t n, uint64_t size);
+/*
+ * The bytes of all ranges, one after the other: from buf to the file if store, else to buf.  How many
+ * ranges were copied; if not all, the one after these may have been in part.
+ */
+size_t dir_scatter_copy(const struct dir_scatter *s, void *buf, bool store);
+void dir_scatter_unmap(struct dir_scatter *s);
+
 /* Source: watch.c. */
 int dir_watch(struct store_vol *vol, store_changed_fn *fn, void *arg);
 void dir_watch_read(struct store_vol *vol);
