@@ -10,7 +10,7 @@
 . "$(dirname "$0")/lib.sh"
 
 LEN=65536
-for f in store lost append cut twice none; do head -c $LEN /dev/zero | tr '\0' a >"$T/vol/$f"; done
+for f in store longer lost append cut twice none; do head -c $LEN /dev/zero | tr '\0' a >"$T/vol/$f"; done
 start_server
 make_hosts A B C
 SOCK=$T/srv/relay.sock wrapper A "$T/a" "${AS[@]}" "$BIN/refault run --"
@@ -127,6 +127,17 @@ cut() {
 }
 short() { [ "$(stat -c %s "$T/vol/$1")" = "$2" ]; }
 here truncate-is-done-once cut
+
+# A file that the lost write made longer, and that c has cut since, stays short.
+longer() {
+	anew && want a ok open 7 "$T/vol/longer" rw && want c ok open 7 "$T/vol/longer" rw || return
+	want b ok open 7 "$T/vol/longer" rw && want a ok pwrite 7 100000 7a7a || return
+	hold && tell a fsync 7
+	eventually 10 short longer 100002 || { echo "the write did not arrive"; return 1; }
+	kill_agent && want c ok truncate 7 4096 && pass && answered ok && want a 4096 size 7 &&
+		want a ok fsync 7 && want a eof pread 7 1 4096 && want b 4096 size 7 && short longer 4096
+}
+here file-that-was-cut-stays-short longer
 
 # Without the journal the next agent diffs again, and takes what c stored for its own to overwrite.
 unguarded() {

@@ -41,7 +41,7 @@ static int at(const char *path, bool bound)
 
 	if (fd < 0 || strlen(path) >= sizeof(sa.sun_path))
 		fail(path);
-	strcpy(sa.sun_path, path);
+	memcpy(sa.sun_path, path, strlen(path) + 1);
 	if (bound) {
 		if (bind(fd, (struct sockaddr *)&sa, sizeof(sa)) || listen(fd, N))
 			fail(path);

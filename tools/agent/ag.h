@@ -10,7 +10,8 @@
  *	peer proc		connections that are not a program yet; attached programs
  *	task			work that needs a vnode for itself: invalidate_lock, strips, workers
  *	vnode change fetch	files: made; dropped, resized, changed, stripped; validated, filled
- *	journal op flush reject	changes on their way to the server; write-back; what becomes of refused ones
+ *	journal op		changes on their way to the server, where a crash does not reach them
+ *	flush reject		write-back; what becomes of changes that the server refuses
  *	brk server key		breaks; connections to servers, leases, mass breaks; identities
  *	req info		requests of programs; the status text
  */

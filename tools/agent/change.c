@@ -473,7 +473,10 @@ static void change_worked(struct ag_task *t)
 	if (t->have_st) {
 		bool ours = vn->dv && vn->dv == t->dv_before && !failed;
 
-		ag_vn_status(vn, &t->st);
+		if (t->repeat && !t->exact)
+			ag_vn_accepted(vn, t->st.size);
+		else
+			ag_vn_status(vn, &t->st);
 		if (ours)
 			ag_vn_set_dv(vn, t->st.dv);
 		else if (vn->target || t->repeat || failed)
@@ -485,11 +488,22 @@ static void change_worked(struct ag_task *t)
 	ag_task_end(t);
 }
 
+/* How long the file is after it. */
+static uint64_t change_size(const struct ag_task *t)
+{
+	const struct ag_vnode *vn = t->vn;
+
+	if (!t->have_st)
+		return ag_max(vn->size, t->size);
+	if (t->exact)
+		return t->st.size;
+	return t->repeat ? vn->size : size_of(vn, &t->st);
+}
+
 static void change_locked(struct ag_task *t)
 {
 	struct ag_vnode *vn = t->vn;
-	uint64_t size =
-	    t->have_st ? (t->exact ? t->st.size : size_of(vn, &t->st)) : ag_max(vn->size, t->size);
+	uint64_t size = change_size(t);
 
 	atomic_fetch_add(&vn->st->read_gen, 1);
 	t->err = 0;
@@ -511,14 +525,19 @@ static void change_locked(struct ag_task *t)
 
 bool ag_change_in_place(const struct ag_task *t)
 {
-	return !t->drop && !t->punch &&
-	       (!t->have_st || (t->exact ? t->st.size : size_of(t->vn, &t->st)) == t->vn->size);
+	return !t->drop && !t->punch && (!t->have_st || change_size(t) == t->vn->size);
 }
 
 void ag_step_change(struct ag_task *t)
 {
 	struct ag_vnode *vn = t->vn;
 
+	/*
+	 * The answer to a repeat that still fits is as good as any.  Of another one counts only
+	 * what is to be cut or punched here; the rest may have changed since.
+	 */
+	t->repeat &= !vn->dv || vn->dv != t->dv_before;
+	t->bytes &= !t->repeat;
 	if (t->have_st) {
 		if (ag_change_in_place(t)) {
 			change_worked(t);
@@ -615,8 +634,8 @@ static void excise_page(struct ag_task *t, uint64_t page, uint64_t w)
 }
 
 /*
- * Back to the server's end of file, but for what is dirty behind it, which may still be accepted.  Not
- * under the hands of somebody who may be writing there.
+ * Back to the server's end of file, but for what is dirty behind it, which may still be accepted.
+ * Not under the hands of somebody who may be writing there.
  */
 static void wind_back(struct ag_task *t, uint64_t dirty_end)
 {

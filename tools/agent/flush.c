@@ -137,7 +137,7 @@ static int take_page(struct ag_op *op, struct ag_slot_page *p)
 	return 0;
 }
 
-/* Move pages [from, ..) of op to a new op behind it; they are flushed another time if there is none. */
+/* Move pages [from, ..) of op to a new op behind it.  NULL: they are flushed another time. */
 static struct ag_op *split(struct ag_op *op, uint32_t from)
 {
 	struct ag_op *rest = ag_op_new(op->vn, RF_STORE, true);
@@ -311,7 +311,7 @@ static bool any_loud(const struct ag_vnode *vn)
 	return false;
 }
 
-/* Collect up to BATCH pages of one key.  *held: it ended at a page, or for want of a slot, that has to be waited for. */
+/* Collect up to BATCH pages of one key.  *held: it ended because a page, or a slot, is not free. */
 static struct ag_op *collect(struct ag_pass *p, bool *held)
 {
 	struct ag_vnode *vn = p->vn;

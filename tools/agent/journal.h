@@ -44,7 +44,7 @@ struct ag_slot {
 	uint64_t size, alloc_off; /* SET_SIZE */
 	uint32_t npages, nranges;
 	uint64_t len;
-	_Alignas(4096) struct ag_slot_page page[AG_JOURNAL_PAGES];
+	struct ag_slot_page page[AG_JOURNAL_PAGES];
 	_Alignas(4096) rf_range range[RF_MAX_RANGES];
 	/* A bit a byte of a loud page: sent and not applied.  Only where page[i].loud. */
 	_Alignas(4096) uint8_t bits[AG_JOURNAL_PAGES][RF_MARK_SIZE];

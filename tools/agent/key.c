@@ -44,7 +44,7 @@ static uint64_t used_by_pages(struct ag_vnode *vn)
 	while (ag_scan_next(&s, &page)) {
 		uint64_t w = atomic_load(&vn->word[page]);
 
-		if (ag_w_twinned(w))
+		if (ag_w_owns_twin(w))
 			used |= AG_KEY_BIT(rf_w_key(w));
 	}
 	return used;

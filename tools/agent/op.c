@@ -367,6 +367,7 @@ static void op_applied(struct ag_op *op, const rf_applied *a)
 		ag_vn_status(vn, &a->status);
 		vn->target = a->status.dv;
 	} else if (op->again) {
+		ag_vn_accepted(vn, a->status.size);
 		ag_vn_forget_version(vn);
 	} else {
 		/* Somebody else's change came before ours; its break did, too. */
@@ -491,7 +492,8 @@ void ag_op_send(struct ag_op *op)
 	if (op->armed)
 		ag_count(vn->ag, RF_R_RESEND, 1);
 	op->again = op->armed;
-	op->memory = vol->memory;
+	if (!op->settle) /* that one does not know its id, and never will */
+		op->memory = vol->memory;
 	if (op->armed)
 		op->slot->memory = op->memory;
 	else if (op->slot)

@@ -52,12 +52,12 @@ struct ag_task {
 	uint64_t sent_at; /* of the request that st answers */
 	uint32_t conn;    /* server's connection that it came by */
 	uint32_t mass;    /* mass breaks until then */
-	bool ack;         /* a break: acknowledge id at the end */
 	uint64_t break_id;
 	rf_range *range; /* own copy */
 	uint32_t nranges;
 	bool bytes, drop, punch, exact;
 	bool repeat; /* st may be of long ago */
+	bool ack;    /* a break: acknowledge break_id at the end */
 	uint64_t dv_before;
 	void *data; /* own copy */
 	size_t len;

@@ -716,6 +716,12 @@ void ag_vn_status(struct ag_vnode *vn, const rf_status *st)
 	ag_vn_publish(vn);
 }
 
+void ag_vn_accepted(struct ag_vnode *vn, uint64_t size)
+{
+	vn->ssize = ag_max(vn->ssize, ag_min(vn->size, size));
+	atomic_store(&vn->st->server_size, vn->ssize);
+}
+
 int ag_vn_stat_add(struct ag_vnode *vn, uint64_t dev, uint64_t ino)
 {
 	uint32_t i, *p;

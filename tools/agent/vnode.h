@@ -169,6 +169,8 @@ void ag_vn_publish(struct ag_vnode *vn);
 int ag_vn_stat_add(struct ag_vnode *vn, uint64_t dev, uint64_t ino);
 /* What the server says about the file as of now; i_size is not touched. */
 void ag_vn_status(struct ag_vnode *vn, const rf_status *st);
+/* It was so long once: what was extended here up to there is not to be extended again. */
+void ag_vn_accepted(struct ag_vnode *vn, uint64_t size);
 
 /* The promise: holds, given until, taken back.  Giving it back makes all before it visible. */
 bool ag_vn_valid(const struct ag_vnode *vn);
