@@ -13,9 +13,11 @@
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sched.h>
 #include <signal.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -635,7 +637,7 @@ static int slow_store(struct store_file *file, const struct store_cred *cred,
 	return store_dir.store(file, cred, ch, nowait);
 }
 
-Test(crash, more_changes_than_undo_records)
+static void more_changes_than_undo_records(void)
 {
 	enum { N = 100 };
 	int i, applies = 0, releases = 0;
@@ -665,6 +667,34 @@ Test(crash, more_changes_than_undo_records)
 	for (i = 0; i < N; i++)
 		cr_assert(eq(str, (char *)get_file(name[i]), "new"));
 	tc_close(&a);
+}
+
+Test(crash, more_changes_than_undo_records)
+{
+	more_changes_than_undo_records();
+}
+
+/* Where there is space for one client and one undo record: one after the other. */
+Test(crash, state_on_a_full_file_system)
+{
+	static char addr[100];
+	char small[72];
+	struct tc a;
+
+	if (geteuid() || unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
+		cr_skip("needs root");
+	snprintf(small, sizeof(small), "%s/small", base);
+	cr_assert(not(mkdir(small, 0777)));
+	cr_assert(not(mount("t", small, "tmpfs", 0, "size=1200k,mode=777")));
+	snprintf(sock, sizeof(sock), "%s/s", small);
+	snprintf(addr, sizeof(addr), "unix:%s", sock);
+	config.listen = addr;
+	more_changes_than_undo_records();
+	cr_assert(tc_connect(&a, sock));
+	cr_assert(eq(int, tc_hello(&a, 2), EUSERS));
+	tc_close(&a);
+	stop_server(SIGTERM);
+	umount2(small, MNT_DETACH);
 }
 
 /* ---- those who may still believe in a promise ---- */
