@@ -320,7 +320,7 @@ static void killed_at_any_time(const char *where)
 	struct tc a;
 	rf_status s;
 	off_t size;
-	char was = 'z', is;
+	unsigned char was = 'z', is;
 
 	if (server)
 		stop_server(SIGTERM);
@@ -344,7 +344,7 @@ static void killed_at_any_time(const char *where)
 	for (round = 0; round < ROUNDS; round++, was = is) {
 		size_t i, n = 0, o = 0;
 
-		is = (char)('a' + round % 20);
+		is = (unsigned char)('a' + round % 20);
 		memset(data, is, N * LEN);
 		send_store(&a, &s.fid, (uint64_t)round + 1, r, N, data, true);
 		usleep((useconds_t)(rand() % 1500));
@@ -368,8 +368,7 @@ static void killed_at_any_time(const char *where)
 		done(&a);
 		content(buf, BUF);
 		for (k = 0; k < N; k++)
-			cr_assert(buf[r[k].off] == (unsigned char)is &&
-				  !memcmp(buf + r[k].off, data, LEN));
+			cr_assert(buf[r[k].off] == is && !memcmp(buf + r[k].off, data, LEN));
 	}
 	fprintf(stderr, "%d times old, %d times new\n", olds, news);
 	tc_close(&a);
