@@ -361,7 +361,7 @@ static void report(struct ctx *c, uintptr_t addr, int err, ucontext_t *uc)
 		file = e.l->vn->path;
 		off = (e.pgoff << RF_PAGE_SHIFT) + (addr - e.start);
 	}
-	if (unw.init && unw.step && unw.reg && uc) {
+	if (unw.init && unw.step && unw.reg) {
 		unw_cursor_t cur;
 		unw_word_t ip;
 
@@ -458,6 +458,40 @@ static void access_kind(const ucontext_t *uc, bool *write, bool *present)
 #endif
 }
 
+static uintptr_t instruction(const ucontext_t *uc)
+{
+#if defined(__x86_64__)
+	return (uintptr_t)uc->uc_mcontext.gregs[REG_RIP];
+#else
+	return (uintptr_t)uc->uc_mcontext.pc;
+#endif
+}
+
+/*
+ * The fault thread has tried, and has said that it cannot be done.  But its signal may be late: the
+ * stripper can have put the page there meanwhile, and we are somewhere else.  So the touch runs
+ * again; who is told of the same page at the same instruction is still there.
+ */
+static void told_bad(struct ctx *c, const siginfo_t *si, ucontext_t *uc)
+{
+	static __thread struct {
+		const void *page;
+		uintptr_t ip;
+	} before;
+	siginfo_t bus = {.si_signo = SIGBUS, .si_code = BUS_ADRERR};
+
+	if (before.page != si->si_value.sival_ptr || before.ip != instruction(uc)) {
+		before.page = si->si_value.sival_ptr;
+		before.ip = instruction(uc);
+		return;
+	}
+	before.page = NULL;
+	count(c, RF_R_FAULT_BAD);
+	report(c, (uintptr_t)si->si_value.sival_ptr, -si->si_errno, uc);
+	bus.si_addr = si->si_value.sival_ptr;
+	chain(c, SIGBUS, &bus, uc);
+}
+
 static void on_sigbus(int sig, siginfo_t *si, void *ucv)
 {
 	struct ctx *c = rf_ctx;
@@ -474,11 +508,7 @@ static void on_sigbus(int sig, siginfo_t *si, void *ucv)
 	r = -ENOENT;
 	if ((c->mode & CTX_FAULT_THREAD) && si->si_code == SI_QUEUE && si->si_errno &&
 	    si->si_pid == c->pid) {
-		/* From the fault thread, which has tried and has said so. */
-		siginfo_t bus = {.si_signo = SIGBUS, .si_code = BUS_ADRERR};
-
-		bus.si_addr = si->si_value.sival_ptr;
-		chain(c, sig, &bus, ucv);
+		told_bad(c, si, uc);
 		errno = saved;
 		return;
 	}
@@ -535,8 +565,6 @@ static void *fault_thread(void *arg)
 			si.si_pid = c->pid;
 			si.si_value.sival_ptr = (void *)a;
 
-			count(c, RF_R_FAULT_BAD);
-			report(c, a, r, NULL);
 			rf_syscall(SYS_rt_tgsigqueueinfo, c->pid, msg.arg.pagefault.feat.ptid,
 				   SIGBUS, &si);
 		}
