@@ -73,6 +73,8 @@ static bool put_runs(struct ag_change *c, uint64_t off, uint64_t bytes, unsigned
 	unsigned char b[8];
 
 	memcpy(b, &bytes, 8);
+	if (m == 0xff)
+		return put(c, off, b, 8);
 	while (m) {
 		unsigned from = (unsigned)__builtin_ctz(m);
 		unsigned to = from + (unsigned)__builtin_ctz(~(m >> from));
