@@ -20,10 +20,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define SNDBUF                                                                                     \
-	(1024 *                                                                                    \
-	 1024) /* one fetch of RF_MAX_DATA in few writes; the kernel may give less          \
-		       */
+/* The kernel may give less. */
+#define REPLY_SNDBUF (1 << 20) /* one fetch of RF_MAX_DATA in few writes, and no more for a peer */
+#define CALL_SNDBUF (4 << 20)  /* a write-back's stores: the next are made while these are read */
 
 static int unix_addr(const char *rest, struct sockaddr_un *sa)
 {
@@ -46,10 +45,8 @@ static int unix_socket(void)
 	return fd < 0 ? -errno : fd;
 }
 
-static void unix_tune(int fd)
+static void unix_tune(int fd, int n)
 {
-	int n = SNDBUF;
-
 	/* Forced where we may; otherwise up to net.core.wmem_max. */
 	if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &n, sizeof(n)))
 		setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &n, sizeof(n));
@@ -137,7 +134,7 @@ static int unix_connect(const char *rest)
 		close(fd);
 		return err;
 	}
-	unix_tune(fd);
+	unix_tune(fd, CALL_SNDBUF);
 	return fd;
 }
 
@@ -160,7 +157,7 @@ static int unix_accept(int lfd, struct rf_peer *peer)
 	peer->uid = cred.uid;
 	peer->gid = cred.gid;
 	peer->pid = cred.pid;
-	unix_tune(fd);
+	unix_tune(fd, REPLY_SNDBUF);
 	return fd;
 }
 
