@@ -48,7 +48,7 @@
 #define MAX_MADE 256  /* descriptors kept from creation, a volume */
 #define RACE_TRIES 32 /* RESOLVE_BENEATH says EAGAIN when a rename races with ".." */
 #define PAGE 4096u
-#define SOON (256u * 1024)
+#define SOON (4u * 1024 * 1024) /* larger writes are done sooner than more of them */
 
 /* ---- attributes and identity ---- */
 
@@ -826,15 +826,26 @@ static void compact(struct store_change *ch, uint64_t limit)
 	ch->len = to;
 }
 
-/* The disk works on large stores while the next come in; errors are sync's to tell. */
+/* The disk works on what was stored while more comes in; errors are sync's to tell. */
 static void write_soon(const struct dir_change *c, uint64_t total)
 {
 	const rf_range *first = &c->ch->ranges[0], *last = &c->ch->ranges[c->ch->nranges - 1];
+	struct store_file *f = c->file;
 	const uint64_t end = last->off + last->len;
 
-	if (c->ch->soon && total >= SOON && !c->file->vol->ram && !c->nowait && first->off < end)
-		sync_file_range(c->fd, (off_t)first->off, (off_t)(end - first->off),
+	if (!c->ch->soon || f->vol->ram)
+		return;
+	if (!f->soon_bytes || first->off < f->soon_off)
+		f->soon_off = first->off;
+	if (!f->soon_bytes || end > f->soon_end)
+		f->soon_end = end;
+	f->soon_bytes += total;
+	if (f->soon_bytes < SOON || c->nowait)
+		return;
+	if (f->soon_off < f->soon_end)
+		sync_file_range(c->fd, (off_t)f->soon_off, (off_t)(f->soon_end - f->soon_off),
 				SYNC_FILE_RANGE_WRITE);
+	f->soon_bytes = 0;
 }
 
 /*

@@ -40,6 +40,9 @@ struct store_file {
 	uid_t made_uid;
 	uint32_t made_mode;
 
+	/* Stored and not yet on its way to the disk, though it will have to be; see write_soon. */
+	uint64_t soon_off, soon_end, soon_bytes;
+
 	/* Watching.  own_*: after our last change (inotify cannot tell who); under vol->lock. */
 	void *priv;
 	uint64_t key; /* in vol->watched: hash of the file handle, or inotify's descriptor */
