@@ -14,6 +14,9 @@
 #define IO_POS (-1)        /* as offset: the descriptor's position */
 #define IO_LAST_PAGE ((UINT64_C(1) << 36) - 1)
 
+/* w_stat.c: the vnode, held on this host, that would lose its last name with that one; else 0. */
+uint32_t stat_last_name(struct ctx *c, int dir, const char *path);
+
 /* The promise holds, or was asked for anew: size and times in the header are as fresh as a read. */
 int io_validate(struct ctx *c, struct vnode *vn, uint32_t key);
 

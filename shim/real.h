@@ -145,6 +145,15 @@
 	X(int, lockf, (int fd, int cmd, off_t len))                                                \
 	X(int, lockf64, (int fd, int cmd, off_t len))
 
+/* names that go: w_name.c */
+#define REAL_NAME(X)                                                                               \
+	X(int, unlink, (const char *path))                                                         \
+	X(int, unlinkat, (int dir, const char *path, int flags))                                   \
+	X(int, remove, (const char *path))                                                         \
+	X(int, rename, (const char *from, const char *to))                                         \
+	X(int, renameat, (int fdir, const char *from, int tdir, const char *to))                   \
+	X(int, renameat2, (int fdir, const char *from, int tdir, const char *to, unsigned flags))
+
 /* stdio, which opens and closes without calling the above: w_stdio.c */
 #define REAL_STDIO(X)                                                                              \
 	X(FILE *, fopen, (const char *path, const char *mode))                                     \
@@ -194,7 +203,9 @@
 
 #define REAL_LIST(X)                                                                               \
 	REAL_FD(X)                                                                                 \
-	REAL_IO(X) REAL_STAT(X) REAL_SYNC(X) REAL_LOCK(X) REAL_STDIO(X) REAL_MMAP(X) REAL_SIGNAL(X)
+	REAL_IO(X)                                                                                 \
+	REAL_STAT(X) REAL_SYNC(X) REAL_LOCK(X) REAL_NAME(X) REAL_STDIO(X) REAL_MMAP(X)             \
+	    REAL_SIGNAL(X)
 
 /* NOLINTBEGIN(bugprone-macro-parentheses): types and names cannot be */
 struct real {

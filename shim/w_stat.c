@@ -135,6 +135,19 @@ static bool lookup(struct ctx *c, struct asked a, uint64_t dev, uint64_t ino, ui
 	return true;
 }
 
+uint32_t stat_last_name(struct ctx *c, int dir, const char *path)
+{
+	struct times t;
+	struct stat st;
+	uint32_t id;
+
+	if (rf_syscall(SYS_newfstatat, dir, path, &st, AT_SYMLINK_NOFOLLOW) ||
+	    !S_ISREG(st.st_mode) || st.st_nlink != 1 || !anchor_dev(c, st.st_dev) ||
+	    !attached(c, (struct asked){dir, path}) || !held(c, st.st_dev, st.st_ino, &t, &id))
+		return 0;
+	return id;
+}
+
 static bool later(const struct times *t, int64_t sec, int64_t nsec)
 {
 	return t->ctime / 1000000000 != sec ? t->ctime / 1000000000 > sec

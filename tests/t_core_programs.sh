@@ -121,6 +121,27 @@ with open(sys.argv[1], "rb") as f:
 END
 	t_python() { on A "$PY" "$T/w.py" "$V/pymap" && [ "$(on B "$PY" "$T/r.py" "$V/pymap")" = seen ]; }
 	check python3-mmap t_python
+	# Its last name goes while it is open, here: nothing that is done with it is refused for that.
+	cat >"$T/temp.py" <<-'EOF'
+		import mmap, os, sys
+		fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o644)
+		getattr(os, sys.argv[2])(*sys.argv[3:], sys.argv[1]) if len(sys.argv) > 3 else os.unlink(sys.argv[1])
+		os.write(fd, b'a' * 10000)
+		m = mmap.mmap(fd, 10000)
+		m[5] = ord('b')
+		m.flush()
+		os.fsync(fd)
+		os.pwrite(fd, b'zz', 20000)
+		os.fsync(fd)
+		assert os.pread(fd, 8, 0) == b'aaaaabaa' and os.fstat(fd).st_size == 20002
+		os.close(fd)
+	EOF
+	t_temp() { on A "$PY" "$T/temp.py" "$V/temp" unlink && [ ! -e "$V/temp" ]; }
+	check python3-temporary-file t_temp
+	t_replaced() {
+		cp "$V/text" "$V/temp2" && on A "$PY" "$T/temp.py" "$V/temp" rename "$V/temp2" && cmp "$V/temp" "$V/text"
+	}
+	check python3-replaced-file t_replaced
 fi
 
 if need sqlite3 sqlite3; then

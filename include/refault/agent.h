@@ -74,6 +74,9 @@ enum rf_op {
 	/* A fork child holds the vnode that its parent opened: count arg0 opens for it. -ESTALE:
 	   gone. */
 	RF_OP_ADOPT = 11,
+	/* A program of this host is about to remove the file's last name: what is stored in it is
+	 * not to be refused for that. */
+	RF_OP_NAMELESS = 12,
 };
 
 enum { RF_FAULT_WRITE = 1, RF_FAULT_RANDOM = 2 /* no readahead */ };

@@ -104,6 +104,8 @@ struct store_change {
 	uint64_t alloc_off;
 	bool keep_size;
 
+	bool nameless; /* who asks removed the last name itself; else such a file is -ESTALE */
+
 	struct store_undo *undo; /* NULL: a crash may leave half of it */
 
 	/* Out.  Valid after success, and after an error if touched. */

@@ -247,5 +247,6 @@ rf_file ag_key_file(struct ag_vnode *vn, uint32_t key)
 	return (rf_file){.volume = vn->vol->handle,
 			 .key = ag_key_show(vn->vol->srv, key),
 			 .fid = vn->fid,
-			 .path = vn->path};
+			 .path = vn->path,
+			 .nameless = atomic_load(&vn->st->nameless)};
 }

@@ -993,6 +993,10 @@ static void request(struct ag_proc *p, const struct rf_req *q, const void *var, 
 	case RF_OP_CLOSE:
 		close_vnode(p, vn, q->arg[0]);
 		return;
+	case RF_OP_NAMELESS:
+		atomic_store(&vn->st->nameless, 1);
+		ag_proc_answer(p, q->cell, q->seq, 0, 0, 0);
+		return;
 	case RF_OP_ADOPT:
 		ag_proc_answer(p, q->cell, q->seq, adopt(p, vn, q), 0, 0);
 		return;
@@ -1046,7 +1050,7 @@ void ag_req_packet(struct ag_proc *p, void *buf, size_t len, const int *fd, unsi
 		bad = "has too many requests under way";
 	else if (q.op == RF_OP_OPEN && nfd == 1)
 		bad = open_parse(p, &q, buf, len, fd[0]);
-	else if (nfd || q.op < RF_OP_OPEN || q.op > RF_OP_ADOPT || q.op == RF_OP_INFO)
+	else if (nfd || q.op < RF_OP_OPEN || q.op > RF_OP_NAMELESS || q.op == RF_OP_INFO)
 		bad = "sent a request that makes no sense";
 	else if (len && q.op != RF_OP_APPEND)
 		bad = "sent a request with bytes that do not belong there";

@@ -852,6 +852,7 @@ static void change_fill(struct srv_op *op)
 	struct rf_msg *m = &op->msg;
 
 	memset(ch, 0, sizeof(*ch));
+	ch->nameless = target(m)->nameless;
 	ch->data = op->payload;
 	ch->len = op->len;
 	switch (m->body.type) {

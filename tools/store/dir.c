@@ -561,8 +561,8 @@ static int change_begin(struct dir_change *c, struct store_file *file,
 	}
 	if (!err)
 		err = dir_attr(file, c->fd, &ch->before);
-	/* Without a name nobody would ever see it. */
-	if (!err && !ch->before.nlink)
+	/* Without a name nobody would ever see it, but who took it away and goes on. */
+	if (!err && !ch->before.nlink && !ch->nameless)
 		err = -ESTALE;
 	if (err) {
 		change_close(c);
