@@ -6,7 +6,7 @@
  * two together; it moves when the cell is taken and when it is given back, so that no second answer
  * (the request was sent to two agents, one after the other) is another request's.  Whoever abandons a
  * request (a signal handler jumped out of the wait) leaves the cell busy, and it is taken over only
- * when all others are in use.
+ * when all others are in use and stay so.
  *
  * Counters: request.
  * Locks: attach_lock over the handshake; cells by CAS.
@@ -489,30 +489,56 @@ out:
 
 /* ---- requests ---- */
 
-static struct rf_cell *cell_take(struct ctx *c, uint32_t *index)
+#define CELL_TURN 100 /* ms */
+#define CELL_TURNS 10u
+
+static struct rf_cell *cell_try(struct rf_proc *p, uint32_t from, uint32_t *index)
 {
-	struct rf_proc *p = c->proc;
-	uint32_t tid = (uint32_t)rf_syscall(SYS_gettid);
+	for (uint32_t i = 0; i < RF_CELLS; i++) {
+		struct rf_cell *cell = &p->cell[i];
+		uint32_t s = from, used = atomic_load(&p->cells_used);
 
-	for (uint32_t pass = 0;; pass++) {
-		for (uint32_t i = 0; i < RF_CELLS; i++) {
-			struct rf_cell *cell = &p->cell[i];
-			uint32_t want = pass < 1000 ? RF_CELL_FREE : RF_CELL_DONE;
-			uint32_t s = want;
-
-			if (atomic_load_explicit(&cell->state, memory_order_relaxed) != want ||
-			    !atomic_compare_exchange_strong(&cell->state, &s, RF_CELL_BUSY))
-				continue;
-			atomic_store(&cell->owner, tid);
-			uint32_t used = atomic_load(&p->cells_used);
-			while (used < i + 1 &&
-			       !atomic_compare_exchange_weak(&p->cells_used, &used, i + 1))
-				;
-			*index = i;
-			return cell;
-		}
-		rf_syscall(SYS_sched_yield);
+		if (atomic_load_explicit(&cell->state, memory_order_relaxed) != from ||
+		    !atomic_compare_exchange_strong(&cell->state, &s, RF_CELL_BUSY))
+			continue;
+		atomic_store(&cell->owner, (uint32_t)rf_syscall(SYS_gettid));
+		while (used < i + 1 && !atomic_compare_exchange_weak(&p->cells_used, &used, i + 1))
+			;
+		*index = i;
+		return cell;
 	}
+	return NULL;
+}
+
+/*
+ * More threads may ask at a time than there are cells, and for as long as a server is away.  An
+ * answer may lie in its cell until its thread gets a CPU; so only when no cell at all was given back
+ * for CELL_TURNS is one taken that nobody comes for.
+ */
+static struct rf_cell *cell_take(struct ctx *c, uint32_t *index, sys_mask mask)
+{
+	struct rf_cell *cell = cell_try(c->proc, RF_CELL_FREE, index);
+	uint32_t turn = atomic_load(&c->cell_turn), idle = 0;
+	sys_mask old;
+
+	if (__builtin_expect(cell != NULL, 1))
+		return cell;
+	atomic_fetch_add(&c->cell_waiters, 1);
+	for (;;) {
+		if (atomic_load(&c->cell_turn) != turn)
+			idle = 0;
+		turn = atomic_load(&c->cell_turn);
+		cell = cell_try(c->proc, RF_CELL_FREE, index);
+		if (!cell && idle >= CELL_TURNS)
+			cell = cell_try(c->proc, RF_CELL_DONE, index);
+		if (cell)
+			break;
+		rf_syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, &old, 8);
+		idle += sys_futex_wait(&c->cell_turn, turn, CELL_TURN) == -ETIMEDOUT;
+		sys_setmask(old);
+	}
+	atomic_fetch_sub(&c->cell_waiters, 1);
+	return cell;
 }
 
 static bool hung_up(int sock)
@@ -529,10 +555,14 @@ bool agent_gone(const struct ctx *c)
 }
 
 /* Nobody waits here any more: what comes late finds another seq. */
-static void cell_put(struct rf_cell *cell)
+static void cell_put(struct ctx *c, struct rf_cell *cell)
 {
 	atomic_fetch_add(&cell->seq, 1);
 	atomic_store(&cell->state, RF_CELL_FREE);
+	if (__builtin_expect(atomic_load(&c->cell_waiters), 0)) {
+		atomic_fetch_add(&c->cell_turn, 1);
+		rf_syscall(SYS_futex, &c->cell_turn, FUTEX_WAKE, 1, 0, 0, 0);
+	}
 }
 
 int agent_request(struct ctx *c, enum rf_op op, uint32_t vnode, uint32_t key, const uint64_t arg[4],
@@ -550,13 +580,13 @@ int agent_request(struct ctx *c, enum rf_op op, uint32_t vnode, uint32_t key, co
 	memcpy(req.arg, arg, sizeof(req.arg));
 	count(c, RF_R_REQUEST);
 another:
-	cell = cell_take(c, &req.cell);
+	cell = cell_take(c, &req.cell, mask);
 	req.seq = atomic_fetch_add(&cell->seq, 1) + 1;
 again:
 	gen = atomic_load(&c->proc->agent_gen);
 	r = send_packet(c->sock, &req, var, len, NULL, 0);
 	if (r) {
-		cell_put(cell);
+		cell_put(c, cell);
 		log_line("refault-agent is gone: errno %d; its files cannot be used any more", -r);
 		return -EHOSTDOWN;
 	}
@@ -565,8 +595,8 @@ again:
 		uint32_t s = atomic_load_explicit(&cell->state, memory_order_acquire);
 
 		if (atomic_load(&cell->seq) != req.seq) {
-			/* Taken over by another thread, with the answer that was in it, after a
-			 * thousand rounds without a free cell.  A new cell makes a new request
+			/* Taken over by another thread, with the answer that was in it: the
+			 * handlers that ran here took that long.  A new cell makes a new request
 			 * id: that may not be done twice where it adds to the file. */
 			sys_setmask(old);
 			if (op == RF_OP_APPEND)
@@ -582,7 +612,7 @@ again:
 		r = sys_futex_wait(&cell->state, RF_CELL_BUSY, 1000);
 		if (r == -ETIMEDOUT && hung_up(c->sock)) {
 			sys_setmask(old);
-			cell_put(cell);
+			cell_put(c, cell);
 			return -EHOSTDOWN;
 		}
 	}
@@ -591,7 +621,7 @@ again:
 		ret[0] = atomic_load(&cell->ret[0]);
 		ret[1] = atomic_load(&cell->ret[1]);
 	}
-	cell_put(cell);
+	cell_put(c, cell);
 	sys_setmask(old);
 	return r;
 }

@@ -93,8 +93,9 @@ struct ctx {
 	void *strip_stack;
 
 	bool fork_ready;
-	_Atomic uint32_t twin_near, twin_far; /* hints: where a free twin was last found */
-	struct {                              /* between the fork handlers, under both locks */
+	_Atomic uint32_t cell_turn, cell_waiters; /* futex: a cell was given back; who waits */
+	_Atomic uint32_t twin_near, twin_far;     /* hints: where a free twin was last found */
+	struct {                                  /* between the fork handlers, under both locks */
 		struct map_entry *e;
 		uint32_t n;
 		uint64_t bytes;

@@ -12,6 +12,7 @@ for i in $(seq 1 28); do
 done
 printf 'short' >"$T/vol/short"
 : >"$T/vol/log"
+: >"$T/vol/crowd"
 start_server
 make_hosts
 worker a A
@@ -193,6 +194,18 @@ append() {
 		want b 6131623161326232 pread 14 100 0 && want a 8 size 14
 }
 check append-on-two-hosts append
+
+# More threads than can have a request under way (RF_CELLS): who waits takes no answer of another's.
+crowd() {
+	local said
+	said=$(on A "$BIN/tests/crowd" "$T/vol/crowd" 600 5 2>&1) || { echo "$said"; return 1; }
+	[ "$said" = 3000 ] || { echo "told of $said lines, not of 3000"; return 1; }
+	[ "$(sort -u "$T/vol/crowd" | wc -l) $(wc -l <"$T/vol/crowd")" = '3000 3000' ] || {
+		echo "$(sort -u "$T/vol/crowd" | wc -l) different ones of $(wc -l <"$T/vol/crowd") lines are there"
+		return 1
+	}
+}
+check append-from-600-threads crowd
 
 # What was written is in a dirty page when its place is cut off or punched: it is no change of A's
 # any more, and must not win over what is put there afterwards, by A itself or by B.
