@@ -311,11 +311,12 @@ static bool any_loud(const struct ag_vnode *vn)
 	return false;
 }
 
-/* Collect up to BATCH pages of one key.  *held: it ended because a page, or a slot, is not free. */
+/* Collect up to `batch` pages of one key.  *held: it ended because a page, or a slot, is not free. */
 static struct ag_op *collect(struct ag_pass *p, bool *held)
 {
 	struct ag_vnode *vn = p->vn;
 	struct ag_scan s = ag_scan(vn, p->page, ag_min(p->end, ag_vn_pages(vn)));
+	const uint32_t batch = vn->batch ? vn->batch : BATCH;
 	const bool loud = any_loud(vn);
 	struct ag_op *op = NULL;
 	bool more = false;
@@ -332,7 +333,7 @@ static struct ag_op *collect(struct ag_pass *p, bool *held)
 			continue;
 		key = ag_key_check(vn->ag, rf_w_key(w));
 		*held = loud && ag_op_inflight(vn, page);
-		more = op && (op->npages == BATCH || op->key != key);
+		more = op && (op->npages == batch || op->key != key);
 		p->page = page;
 		if (*held || more)
 			continue;

@@ -282,6 +282,12 @@ static void op_failed(struct ag_op *op, const rf_error *e)
 	} else if (ours && ag_rejection(err) != AG_REJECT_NOT && vn->ag->conf->no_excise) {
 		rf_errseq_set(vn->st, err);
 		ag_op_undo(op);
+	} else if (ag_rejection(err) == AG_REJECT_PAGES && op->npages > 1) {
+		/* Which of its pages it is about, smaller STOREs will tell. */
+		vn->batch =
+		    vn->batch ? (uint32_t)ag_min(vn->batch, op->npages / 2) : op->npages / 2;
+		ag_op_undo(op);
+		ag_reqs_op_lost(vn, op);
 	} else if (ours && ag_rejection(err) != AG_REJECT_NOT) {
 		ag_reject(op, err, e->what, true);
 		if (ag_rejection(err) == AG_REJECT_RECORD)
@@ -357,6 +363,8 @@ static void op_applied(struct ag_op *op, const rf_applied *a)
 			    false; /* the change is in front of whatever comes now */
 		return;
 	}
+	if (vn->batch)
+		vn->batch = vn->batch < AG_JOURNAL_PAGES ? 2 * vn->batch : 0;
 	for (uint32_t i = 0; vn->target && i < op->npages; i++)
 		spoiled |= ag_fetch_to_merge(vn, op->page[i].page);
 	pages_applied(op);

@@ -151,7 +151,7 @@ void ag_reject(struct ag_op *op, int err, const char *what, bool asked)
 	ag_count(vn->ag, RF_R_REJECT, 1);
 	if (first && asked)
 		first->told = pages;
-	if (asked && (first || ag_rejection(err) == AG_REJECT_PAGES))
+	if (asked && first)
 		ag_log("%s: the server refused what was written to bytes %" PRIu64 " to %" PRIu64
 		       " under key %s: %s (%s); %u pages are dropped",
 		       vn->path, r.off, r.off + r.len, ag_key_name(vn->ag, op->key), strerror(err),

@@ -9,7 +9,8 @@
 
 /*
  * AG_REJECT_RECORD: because of who asks, or where: all that the walk finds dirty under that key
- * goes, asked or not.  AG_REJECT_PAGES: just what this STORE carried.
+ * goes, asked or not.  AG_REJECT_PAGES: just the pages that it is about; a STORE of several is sent
+ * again in halves, until that is known.
  */
 enum ag_rejection { AG_REJECT_NOT, AG_REJECT_PAGES, AG_REJECT_RECORD };
 enum ag_rejection ag_rejection(int err);

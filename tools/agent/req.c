@@ -383,9 +383,14 @@ void ag_reqs_op_lost(struct ag_vnode *vn, const struct ag_op *op)
 {
 	struct ag_req *req;
 
-	ag_for_each (req, &vn->reqs, link)
-		if (req->q.op == RF_OP_FLUSH && (!req->passed || req->op_seq >= op->seq))
-			pass_again(req);
+	ag_for_each (req, &vn->reqs, link) {
+		const uint64_t walk = req->pass.walk;
+
+		if (req->q.op != RF_OP_FLUSH || (req->passed && req->op_seq < op->seq))
+			continue;
+		pass_again(req);
+		req->pass.walk = walk; /* what is refused of it is still one record */
+	}
 }
 
 static struct ag_req *flush_new(struct ag_vnode *vn, struct ag_proc *p, const struct rf_req *q)

@@ -69,9 +69,10 @@ struct ag_vnode {
 	uint32_t unapplied;            /* operations in ops that are not applied yet */
 	uint32_t extend_key;           /* whose write() made it larger than the server's */
 	int extend_err;                /* of the last try to make it larger */
-	bool gate;   /* a change of size or a punch is under way: no stores are sent */
-	bool behind; /* a flush that nobody waits for is under way */
-	bool wind;   /* a change was refused: back to the server's size when all is quiet */
+	bool gate;      /* a change of size or a punch is under way: no stores are sent */
+	bool behind;    /* a flush that nobody waits for is under way */
+	uint32_t batch; /* pages of a STORE; 0: as many as it holds.  Smaller after a refusal */
+	bool wind;      /* a change was refused: back to the server's size when all is quiet */
 
 	struct ag_stream {
 		uint64_t start, next; /* what was asked for last */
