@@ -38,6 +38,7 @@ struct ag_slot {
 	uint64_t seq; /* order within the vnode */
 	uint64_t request, memory;
 	uint64_t off; /* APPEND, applied: where it went */
+	uint64_t nth; /* applied: the how many-th change of all */
 	uint32_t durable, may_extend, program;
 	uint32_t rejected, errseq; /* errno; the vnode's errseq before that was counted */
 	uint32_t grow_only, keep_size;
@@ -69,6 +70,7 @@ struct ag_journal {
 	uint32_t
 	    last_proc; /* ids of programs are not given out again, nor are ids of their changes */
 	_Atomic uint32_t armed[AG_JOURNAL_SLOTS];
+	uint64_t changes;  /* that servers have applied, ever */
 	uint64_t nrejects; /* ever */
 	struct ag_reject reject[AG_REJECTS];
 	_Alignas(4096) struct ag_slot slot[AG_JOURNAL_SLOTS];

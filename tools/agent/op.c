@@ -23,7 +23,9 @@
  *	change here; or it is answered before it does.
  *
  * A server that remembers nothing of before: a STORE that was not applied is diffed anew, an APPEND
- * fails, sizes and holes are asked for again, what was applied is made durable by SYNC.
+ * fails, sizes and holes are asked for again, what was applied is made durable by SYNC.  The last is
+ * also what becomes of a change that waits for its release while so many others are made that its
+ * id may be forgotten (RF_REMEMBER): repeated it would be applied again.
  *
  * The answer to a repeat is the one of then: if it does not fit the version here, the version is
  * forgotten, since bytes that were thought to be on their way have been left out of merges.
@@ -354,6 +356,7 @@ static void op_applied(struct ag_op *op, const rf_applied *a)
 		atomic_store(&vn->st->unstable, 1);
 	}
 	op->off = op->slot->off = a->off;
+	op->slot->nth = ++vn->ag->journal->changes;
 	if (op->req)
 		ag_req_op(op->req, op, 0, a->off);
 	if (op->type != RF_STORE) {
@@ -464,6 +467,19 @@ static bool on_answer(struct ag_call *c, struct rf_msg *m, void *payload, size_t
 static const rf_error unknown = {.err = EIO,
 				 .what = (char *)(uintptr_t) "the server was restarted"};
 
+/*
+ * The server still knows its id: not if it has forgotten all, and perhaps not if it was applied
+ * long ago and only its release is waited for.  Changes that were applied and not answered count.
+ */
+static bool remembered(const struct ag_op *op)
+{
+	const struct ag_volume *vol = op->vn->vol;
+
+	return vol->memory && op->memory == vol->memory &&
+	       (!op->applied || op->vn->ag->journal->changes - op->slot->nth + vol->srv->slots <
+				    RF_REMEMBER);
+}
+
 /* The server does not know what it was asked before.  False: op is gone. */
 static bool forgotten(struct ag_op *op)
 {
@@ -495,7 +511,7 @@ void ag_op_send(struct ag_op *op)
 			op->state = AG_OP_LOST; /* ag_ops_resend does it */
 		return;
 	}
-	if (op->armed && (!vol->memory || op->memory != vol->memory) && !forgotten(op))
+	if (op->armed && !remembered(op) && !forgotten(op))
 		return;
 	if (op->armed)
 		ag_count(vn->ag, RF_R_RESEND, 1);
