@@ -10,7 +10,9 @@
 . "$(dirname "$0")/lib.sh"
 
 LEN=65536
-for f in store longer lost append cut twice none; do head -c $LEN /dev/zero | tr '\0' a >"$T/vol/$f"; done
+for f in store longer lost append cut twice none long; do head -c $LEN /dev/zero | tr '\0' a >"$T/vol/$f"; done
+: >"$T/vol/many"
+: >"$T/vol/ids"
 start_server
 make_hosts A B C
 SOCK=$T/srv/relay.sock wrapper A "$T/a" "${AS[@]}" "$BIN/refault run --"
@@ -138,6 +140,43 @@ longer() {
 		want a ok fsync 7 && want a eof pread 7 1 4096 && want b 4096 size 7 && short longer 4096
 }
 here file-that-was-cut-stays-short longer
+
+# Applied long ago and not released, because host B stands still: meanwhile there were so many other
+# changes that the server has forgotten the id of this one.
+forgotten() {
+	local b i w
+	anew && open_all 8 long && b=$(agent_pid B) && kill -STOP "$b" && want a ok store 8 5 7a7a &&
+		tell a msync 8 && eventually 10 exported long 5 7a7a && want c ok store 8 5 63 &&
+		tell c msync 8 && eventually 10 exported long 5 637a || return
+	# shellcheck disable=SC2016 # expanded on host A
+	on A sh -c 'i=0; while [ $i -lt 1100 ]; do echo $i; i=$((i + 1)); done >>"$1"' - "$T/vol/many"
+	i=$(wc -l <"$T/vol/many")
+	[ "$i" = 1100 ] || { echo "$i of 1100 appends"; return 1; }
+	kill_agent && eventually 10 resent
+	kill -CONT "$b"
+	for w in a c; do
+		IFS= read -r -t 40 i <&"${FROM[$w]}" && [ "$i" = ok ] || { echo "$w: $i"; return 1; }
+	done
+	all_have 8 long 5 637a
+}
+resent() { [ "$(counter A resend)" -gt 0 ]; }
+here change-of-long-ago-is-not-repeated forgotten
+
+# The ids of programs begin again after 65535 of them; those of their changes do not.
+ids() {
+	local pid fd
+	on A sh -c 'echo one >>"$1"' - "$T/vol/ids" && pid=$(agent_pid A) || return
+	for fd in "/proc/$pid/fd/"*; do
+		case $(readlink "$fd") in */memfd:refault-journal*) break ;; esac
+	done
+	# struct ag_journal: nprocs is at 16
+	pid=$(od -An -tu8 -j16 -N8 "$fd") && pid=$((pid + 65534)) || return
+	printf '%b' "$(printf '\\x%02x' $((pid & 255)) $((pid >> 8 & 255)) $((pid >> 16)))" |
+		dd of="$fd" bs=1 seek=16 conv=notrunc status=none || return
+	on A sh -c 'echo two >>"$1"' - "$T/vol/ids" || return
+	[ "$(cat "$T/vol/ids")" = "$(printf 'one\ntwo')" ] || { echo "got $(tr '\n' ' ' <"$T/vol/ids")"; return 1; }
+}
+here append-is-not-taken-for-that-of-another-program ids
 
 # Without the journal the next agent diffs again, and takes what c stored for its own to overwrite.
 unguarded() {

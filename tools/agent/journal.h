@@ -67,8 +67,7 @@ struct ag_reject {
 struct ag_journal {
 	uint64_t magic;
 	uint32_t version;
-	uint32_t
-	    last_proc; /* ids of programs are not given out again, nor are ids of their changes */
+	uint64_t nprocs; /* programs that were taken in, ever: makes their ids, see proc.c */
 	_Atomic uint32_t armed[AG_JOURNAL_SLOTS];
 	uint64_t changes;  /* that servers have applied, ever */
 	uint64_t nrejects; /* ever */

@@ -30,7 +30,7 @@ struct ag_keep_host {
 	uint8_t client[16];
 };
 struct ag_keep_proc {
-	uint32_t pid;
+	uint32_t pid, turn;
 };
 struct ag_keep_vnode {
 	uint64_t ino, gen; /* the server's file id */

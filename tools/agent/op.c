@@ -269,7 +269,7 @@ static void answer(struct ag_op *op, int err)
 	else if (op->req)
 		ag_req_op_released(op->req, op);
 	else if (op->program)
-		ag_req_answer(op->vn->ag, op->request, err, op->off);
+		ag_proc_changed(op->vn->ag, op->request, err, op->off);
 }
 
 static void op_failed(struct ag_op *op, const rf_error *e)
@@ -476,8 +476,8 @@ static bool remembered(const struct ag_op *op)
 	const struct ag_volume *vol = op->vn->vol;
 
 	return vol->memory && op->memory == vol->memory &&
-	       (!op->applied || op->vn->ag->journal->changes - op->slot->nth + vol->srv->slots <
-				    RF_REMEMBER);
+	       (!op->applied ||
+		op->vn->ag->journal->changes - op->slot->nth + vol->srv->slots < RF_REMEMBER);
 }
 
 /* The server does not know what it was asked before.  False: op is gone. */

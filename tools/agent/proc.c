@@ -33,6 +33,8 @@
 #include "vnode.h"
 
 #define PROCS_MAX 4096u
+#define IDS 65535u      /* given out in turn */
+#define TURN_MASK 0x7fu /* when they are given out again, their changes have other ids */
 #define TABLE_SPIN (20 * AG_US)
 #define PROBE_ADDR ((uintptr_t)1 << 20) /* a page that is hardly ever mapped, and never managed */
 
@@ -236,21 +238,38 @@ static bool io_start(struct ag_proc *p)
 	return p->conn_io && p->strip_io && p->pid_io;
 }
 
-static uint32_t id_take(struct ag *ag)
+static void id_take(struct ag_proc *new)
 {
-	uint32_t *last = &ag->journal->last_proc;
+	uint64_t *n = &new->ag->journal->nprocs;
+	struct ag_proc *p;
+	bool used;
+
+	do { /* there are fewer than PROCS_MAX */
+		new->id = (uint32_t)(*n % IDS) + 1;
+		new->turn = (uint32_t)(*n / IDS) & TURN_MASK;
+		++*n;
+		used = false;
+		ag_for_each (p, &new->ag->procs, link)
+			used |= p->id == new->id;
+	} while (used);
+}
+
+uint64_t ag_proc_change(const struct ag_proc *p, uint32_t cell, uint32_t seq)
+{
+	return (uint64_t)1 << 63 | (uint64_t)p->turn << 56 | (uint64_t)p->id << 40 |
+	       (uint64_t)(cell & 0xff) << 32 | seq;
+}
+
+void ag_proc_changed(struct ag *ag, uint64_t id, int err, uint64_t off)
+{
+	const uint32_t cell = (uint32_t)(id >> 32) & 0xff, seq = (uint32_t)id;
 	struct ag_proc *p;
 
-	for (uint32_t k = 0; k < 65535; k++) {
-		bool used = false;
-
-		*last = *last % 65535 + 1;
-		ag_for_each (p, &ag->procs, link)
-			used |= p->id == *last;
-		if (!used)
-			return *last;
-	}
-	return 0;
+	ag_for_each (p, &ag->procs, link)
+		if (ag_proc_change(p, cell, seq) == id) {
+			ag_proc_answer(p, cell, seq, err, off, 0);
+			return;
+		}
 }
 
 static struct ag_proc *proc_new(struct ag *ag)
@@ -304,7 +323,8 @@ struct ag_proc *ag_proc_attach(struct ag *ag, int conn, pid_t pid, int uffd, int
 	if (p->pidfd < 0 || p->mem_fd < 0)
 		goto fail;
 	p->mem = map;
-	p->id = id_take(ag);
+	id_take(p);
+	meta.turn = p->turn;
 	p->mem->version = RF_STATE_VERSION;
 	p->mem->id = p->id;
 	p->mem->pid = (uint32_t)pid;
@@ -353,6 +373,7 @@ int ag_proc_adopt(struct ag *ag, const struct ag_keep *k)
 		return -ENOMEM;
 	p->id = (uint32_t)k->id;
 	p->pid = (pid_t)meta->pid;
+	p->turn = meta->turn;
 	p->conn = k->fd[0];
 	p->mem_fd = k->fd[1];
 	p->uffd = k->fd[2];

@@ -12,7 +12,7 @@ struct ag_proc {
 	struct ag_list link; /* ag->procs */
 	struct ag *ag;
 	struct rf_proc *mem;
-	uint32_t id;
+	uint32_t id, turn; /* turn: how often that id was given out before */
 	pid_t pid;
 	int conn, mem_fd, uffd, strip, pidfd;
 	struct ag_io *conn_io, *strip_io, *pid_io;
@@ -55,6 +55,11 @@ void ag_proc_garbage(struct ag_proc *p, const char *what);
 /* Answer in a cell, if the program still waits for it. */
 void ag_proc_answer(struct ag_proc *p, uint32_t cell, uint32_t seq, int err, uint64_t ret0,
 		    uint64_t ret1);
+
+/* The request id of a change that it asks for, once in a long time; and the answer to that one, which
+ * it may wait for without our having its request. */
+uint64_t ag_proc_change(const struct ag_proc *p, uint32_t cell, uint32_t seq);
+void ag_proc_changed(struct ag *ag, uint64_t id, int err, uint64_t off);
 
 /* Whether it does. */
 bool ag_proc_waits(struct ag_proc *p, uint32_t cell, uint32_t seq);

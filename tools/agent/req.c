@@ -565,19 +565,7 @@ static int serve_extend(struct ag_req *req)
 /* The same when the request is sent again to the next agent; the server does it once. */
 static uint64_t change_id(const struct ag_req *req)
 {
-	return (uint64_t)1 << 63 | (uint64_t)req->proc->id << 40 |
-	       (uint64_t)(req->q.cell & 0xff) << 32 | req->q.seq;
-}
-
-void ag_req_answer(struct ag *ag, uint64_t id, int err, uint64_t off)
-{
-	struct ag_proc *p;
-
-	ag_for_each (p, &ag->procs, link)
-		if (p->id == (uint32_t)(id >> 40 & 0xffff)) {
-			ag_proc_answer(p, (uint32_t)(id >> 32) & 0xff, (uint32_t)id, err, off, 0);
-			return;
-		}
+	return ag_proc_change(req->proc, req->q.cell, req->q.seq);
 }
 
 /* The agent before had sent it already.  1: it was finished (or is somebody else's to finish). */
@@ -611,7 +599,7 @@ static int serve_change(struct ag_req *req)
 			finish(req, r, 0);
 		return r < 0;
 	}
-	if (req->asked) { /* applied and released; the task that changed the cache is over */
+	if (req->asked) { /* refused */
 		finish(req, req->err, req->ret);
 		return 1;
 	}
@@ -680,9 +668,13 @@ void ag_req_op(struct ag_req *req, struct ag_op *op, int err, uint64_t off)
 
 void ag_req_op_released(struct ag_req *req, struct ag_op *op)
 {
+	/*
+	 * Now, while the change is still in the journal: a program that was not answered sends its
+	 * request again to the next agent, which would take the server's repeat for an answer of now.
+	 */
 	op->req = NULL;
 	req->op = NULL;
-	ag_vn_kick(req->vn);
+	finish(req, req->err, req->ret);
 }
 
 /* Arguments that can never be served. */

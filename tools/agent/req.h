@@ -63,10 +63,8 @@ void ag_reqs_fail(struct ag_vnode *vn, uint32_t key, uint64_t first, uint64_t en
 /* A change failed; was lost and undone: flushes of the file have to know. */
 void ag_reqs_op_error(struct ag_vnode *vn, const struct ag_op *op, int err);
 void ag_reqs_op_lost(struct ag_vnode *vn, const struct ag_op *op);
-/* The change that req waits for was applied at off (err: it was not); was released. */
+/* The change that req waits for was applied at off (err: it was not); was released: req is over. */
 void ag_req_op(struct ag_req *req, struct ag_op *op, int err, uint64_t off);
 void ag_req_op_released(struct ag_req *req, struct ag_op *op);
-/* The change of that id is over; the program may wait for it without our knowing. */
-void ag_req_answer(struct ag *ag, uint64_t id, int err, uint64_t off);
 
 #endif
