@@ -331,6 +331,7 @@ int ag_vn_adopt(struct ag *ag, const struct ag_keep *k)
 	struct ag_vnode *vn;
 	struct stat ds, ss;
 	uint32_t under_way;
+	uint64_t most;
 	int r = -ENOMEM;
 
 	if (k->nfd != 2 || k->len < sizeof(*m) || !k->id || k->id >= RF_MAX_VNODES ||
@@ -373,16 +374,19 @@ int ag_vn_adopt(struct ag *ag, const struct ag_keep *k)
 	vn->word = rf_vnode_words(vn->st);
 	atomic_store(&vn->st->cb_expires_at, 0);
 
-	/* The sizes: i_size follows the memfd, which may have been changed just before the crash.
+	/*
+	 * The sizes: i_size follows the memfd, which may have been changed just before the crash.
+	 * Programs can write to both.
 	 */
+	most = ag_min(AG_SIZE_MAX, vn->cap << RF_PAGE_SHIFT);
 	vn->size = atomic_load(&vn->st->i_size);
-	if (RF_PAGES(vn->size) > vn->cap)
-		vn->size = (uint64_t)ds.st_size;
+	if (vn->size > most)
+		vn->size = ag_min((uint64_t)ds.st_size, most);
 	if ((uint64_t)ds.st_size != vn->size && ftruncate(vn->data_fd, (off_t)vn->size)) {
 		r = -errno;
 		goto fail;
 	}
-	vn->ssize = atomic_load(&vn->st->server_size);
+	vn->ssize = ag_min(atomic_load(&vn->st->server_size), AG_SIZE_MAX);
 	vn->dv = atomic_load(&vn->st->dv);
 	vn->mtime = atomic_load(&vn->st->mtime);
 	vn->ctime = atomic_load(&vn->st->ctime);
