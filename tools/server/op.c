@@ -246,6 +246,15 @@ static uint64_t found_bit(const struct srv_op *op)
 	return id && id->client->ident[id->handle] == id ? (uint64_t)1 << id->handle : 0;
 }
 
+/*
+ * What is applied may be made durable whoever asks; what was applied is so whatever rights are left:
+ * the server looks with its own.
+ */
+static bool no_rights(const struct srv_op *op)
+{
+	return op->replay || op->msg.body.type == RF_SYNC;
+}
+
 /* ---- names ---- */
 
 static int found(struct srv_op *op)
@@ -254,7 +263,7 @@ static int found(struct srv_op *op)
 
 	err = srv_file_adopt(op->file, op->sf);
 	op->sf = NULL;
-	if (err || op->replay)
+	if (err || no_rights(op))
 		return err;
 	srv_holder_get(op->file, op->client)->found |= found_bit(op);
 	op->found = true;
@@ -363,20 +372,16 @@ static void resolve_done(uv_work_t *work, int status)
 	srv_flush(srv);
 }
 
-/*
- * 1: the file is there and may be known to whom this is for; 0: a pool thread looks, the op comes
- * back.  What is applied may be made durable whoever asks; what was applied is so whatever rights are
- * left: the server looks with its own.
- */
+/* 1: the file is there and may be known to whom this is for; 0: a pool thread looks, the op comes back. */
 static int resolve(struct srv_op *op)
 {
 	const struct srv_holder *h = srv_holder_find(op->file, op->client);
 	bool held = h && op->file->sf;
 	int err;
 
-	if (op->replay ? op->file->sf != NULL : held && op->msg.body.type == RF_SYNC)
+	if (no_rights(op) && op->file->sf)
 		return 1;
-	err = op->replay ? 0 : rights(op);
+	err = no_rights(op) ? 0 : rights(op);
 	if (err)
 		return err;
 	if (held && (op->found || h->found & found_bit(op)))
