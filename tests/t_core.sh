@@ -198,9 +198,9 @@ check append-on-two-hosts append
 # More threads than can have a request under way (RF_CELLS): who waits takes no answer of another's.
 crowd() {
 	local said
-	said=$(on A "$BIN/tests/crowd" "$T/vol/crowd" 600 5 2>&1) || { echo "$said"; return 1; }
-	[ "$said" = 3000 ] || { echo "told of $said lines, not of 3000"; return 1; }
-	[ "$(sort -u "$T/vol/crowd" | wc -l) $(wc -l <"$T/vol/crowd")" = '3000 3000' ] || {
+	said=$(on A "$BIN/tests/crowd" "$T/vol/crowd" 600 20 2>&1) || { echo "$said"; return 1; }
+	[ "$said" = 12000 ] || { echo "told of $said lines, not of 12000"; return 1; }
+	[ "$(sort -u "$T/vol/crowd" | wc -l) $(wc -l <"$T/vol/crowd")" = '12000 12000' ] || {
 		echo "$(sort -u "$T/vol/crowd" | wc -l) different ones of $(wc -l <"$T/vol/crowd") lines are there"
 		return 1
 	}
