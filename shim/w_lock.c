@@ -3,7 +3,7 @@
  * w_lock.c - file locks.  They are the kernel's, on the file underneath; but an unlock is a flush:
  * whoever gets the lock next, on whatever host, sees what was stored under it.
  *
- *	unlock, or flock() from exclusive to shared	flush, then let the kernel unlock
+ *	unlock, or from exclusive to shared		flush, then let the kernel unlock
  *	lock						nothing: who held it before has flushed, and
  *							that had taken the old bytes from this host
  *							before it returned
@@ -12,8 +12,8 @@
  *							taken (vnode.locks)
  *
  * The flush reports nothing: what was refused is said at the next fsync, msync or close, as always.
- * A downgrade by fcntl() cannot be told from a first read lock without a list of locks; it does not
- * flush.
+ * Without a list of locks, a downgrade by fcntl() cannot be told from a first read lock; so any read
+ * lock flushes where an exclusive one was taken before.
  *
  * Counters, locks: none of its own.
  */
@@ -22,17 +22,19 @@
 
 #include "file.h"
 
-/* About to unlock (or to share), or to take an exclusive lock of that kind. */
-static void prepare(struct ctx *c, int fd, bool unlock, uint32_t kind)
+/* About to go to that type (of fcntl's): flush what a lock of that kind covered, or note that one does. */
+static void prepare(struct ctx *c, int fd, short type, uint32_t kind)
 {
 	struct file *f = file_get(c, fd);
+	struct vnode *vn;
 
 	if (!f || sys_err(f))
 		return;
-	if (unlock)
-		agent_flush(c, atomic_load(&f->vn), 0, 0, 0);
-	else
-		atomic_fetch_or(&atomic_load(&f->vn)->locks, kind);
+	vn = atomic_load(&f->vn);
+	if (type == F_WRLCK)
+		atomic_fetch_or(&vn->locks, kind);
+	else if (type == F_UNLCK || (atomic_load(&vn->locks) & kind))
+		agent_flush(c, vn, 0, 0, 0);
 	file_put(c, f);
 }
 
@@ -47,7 +49,11 @@ int w_flock(int fd, int op)
 	const int how = op & ~LOCK_NB, saved = errno;
 
 	if (!plain(c, fd) && (how == LOCK_UN || how == LOCK_SH || how == LOCK_EX))
-		prepare(c, fd, how != LOCK_EX, VNODE_LOCK_OPEN);
+		prepare(c, fd,
+			how == LOCK_EX   ? F_WRLCK
+			: how == LOCK_SH ? F_RDLCK
+					 : F_UNLCK,
+			VNODE_LOCK_OPEN);
 	errno = saved;
 	return c->real.flock(fd, op);
 }
@@ -61,8 +67,7 @@ void lock_fcntl(struct ctx *c, int fd, int cmd, long arg)
 	if ((!posix && cmd != F_OFD_SETLK && cmd != F_OFD_SETLKW) || plain(c, fd) ||
 	    (uintptr_t)arg < RF_PAGE_SIZE)
 		return;
-	if (fl->l_type == F_UNLCK || fl->l_type == F_WRLCK)
-		prepare(c, fd, fl->l_type == F_UNLCK, posix ? VNODE_LOCK_POSIX : VNODE_LOCK_OPEN);
+	prepare(c, fd, fl->l_type, posix ? VNODE_LOCK_POSIX : VNODE_LOCK_OPEN);
 	errno = saved;
 }
 
@@ -72,7 +77,7 @@ int w_lockf(int fd, int cmd, off_t len)
 	const int saved = errno;
 
 	if (!plain(c, fd) && (cmd == F_ULOCK || cmd == F_LOCK || cmd == F_TLOCK))
-		prepare(c, fd, cmd == F_ULOCK, VNODE_LOCK_POSIX);
+		prepare(c, fd, cmd == F_ULOCK ? F_UNLCK : F_WRLCK, VNODE_LOCK_POSIX);
 	errno = saved;
 	return c->real.lockf(fd, cmd, len);
 }

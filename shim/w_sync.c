@@ -140,6 +140,7 @@ int w_ftruncate(int fd, off_t len)
 }
 WRAP_ALIAS(ftruncate64, ftruncate);
 
+/* By O_PATH: the close of any other descriptor would drop the program's locks on the file. */
 int w_truncate(const char *path, off_t len)
 {
 	struct ctx *c = ctx_get();
@@ -147,10 +148,17 @@ int w_truncate(const char *path, off_t len)
 
 	if (!c->nvol || len < 0 || !anchor_maybe(c, AT_FDCWD, path, 0) || file_foreign(c))
 		return c->real.truncate(path, len);
-	fd = w_open(path, O_WRONLY | O_CLOEXEC | O_NOCTTY, 0);
+	r = (int)rf_syscall(SYS_faccessat2, AT_FDCWD, path, W_OK, AT_EACCESS);
+	if (r && r != -ENOSYS)
+		return wrap_ret(r);
+	fd = c->real.open(path, O_PATH | O_CLOEXEC, 0);
 	if (fd < 0)
 		return -1;
-	r = w_ftruncate(fd, len);
+	r = file_adopt(c, fd, path, O_WRONLY);
+	if (r > 0)
+		r = w_ftruncate(fd, len);
+	else
+		r = r ? (int)wrap_ret(r) : c->real.truncate(path, len);
 	saved = errno;
 	if (w_close(fd) && !r)
 		return -1;

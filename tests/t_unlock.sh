@@ -7,7 +7,7 @@
 . "$(dirname "$0")/lib.sh"
 
 LEN=8192
-for i in $(seq 1 12); do
+for i in $(seq 1 13); do
 	head -c "$LEN" /dev/zero | tr '\0' a >"$T/vol/f$i"
 done
 start_server
@@ -33,9 +33,11 @@ check open-file-description unlocked 3 ofd
 check lockf unlocked 4 lockf
 
 downgraded() {
-	begin 5 && want a ok lock 5 flock ex && stored 5 && want a ok lock 5 flock sh && seen 5
+	begin "$1" && want a ok lock "$1" "$2" ex && stored "$1" && want a ok lock "$1" "$2" sh && seen "$1"
 }
-check flock-made-shared downgraded
+check flock-made-shared downgraded 5 flock
+check posix-made-shared downgraded 11 posix
+check open-file-description-made-shared downgraded 12 ofd
 
 # POSIX locks go with any close of the file: here of a descriptor that could not even write.
 posix_close() {
@@ -49,6 +51,14 @@ posix_dup2() {
 		want a ok lock 7 posix ex && stored 7 && want a ok dup2 37 38 && seen 7
 }
 check dup2-over-a-descriptor-drops-posix-locks posix_dup2
+
+# What the library itself opens and closes drops none.
+truncated() {
+	begin 13 && want a2 ok open 13 "$T/vol/f13" r && want a ok lock 13 posix ex &&
+		want a2 yes locked 13 && want a ok cut "$T/vol/f13" 4096 && want a2 4096 size 13 &&
+		want a2 yes locked 13
+}
+check truncate-keeps-posix-locks truncated
 
 # The lock belongs to an open file that is read-only; its last close unlocks.
 flock_close() {

@@ -9,10 +9,11 @@
  *				combine.  Any number of descriptors, F, may be of one file.
  *	dup F G			F becomes another descriptor of G's open file
  *	dup2 F G		the same, in the place of F's own
- *	close F | size F | stat PATH | fsync F | fdatasync F | truncate F LEN | punch F OFF LEN
+ *	close F | size F | stat PATH | cut PATH LEN | fsync F | fdatasync F | truncate F LEN | punch F OFF LEN
  *	syncrange F OFF LEN	sync_file_range, and wait for it
  *	read F LEN | write F HEX | pread F LEN OFF | pwrite F OFF HEX | seek F OFF
  *	lock F KIND HOW		KIND flock posix ofd lockf, HOW sh ex un; the first byte, and waits
+ *	locked F		another program has a POSIX lock there: yes or no
  *	fopen F PATH MODE	a stream, MODE as fopen's; F is its descriptor
  *	fput F HEX | fflush F | fclose F
  *	map M F r|rw|p OFF LEN	p: private, writable
@@ -220,6 +221,7 @@ static void obey_stream(const char *cmd, int f, char *rest)
 static void obey_file(const char *cmd, int f, char *rest)
 {
 	struct stat st;
+	struct flock fl = {.l_type = F_WRLCK, .l_len = 1};
 	long long a = 0, b = 0;
 	char *hex = strrchr(rest, ' '), kind[16], how[16];
 
@@ -227,6 +229,8 @@ static void obey_file(const char *cmd, int f, char *rest)
 	hex = hex ? hex + 1 : rest;
 	if (strcmp(cmd, "lock") == 0 && sscanf(rest, "%15s %15s", kind, how) == 2)
 		say_ok(lock(fds[f], kind, how));
+	else if (strcmp(cmd, "locked") == 0)
+		puts(fcntl(fds[f], F_GETLK, &fl) ? "err" : fl.l_type == F_UNLCK ? "no" : "yes");
 	else if (strcmp(cmd, "dup") == 0 && a >= 0 && a < N)
 		say_ok(fds[f] = dup(fds[a]));
 	else if (strcmp(cmd, "dup2") == 0 && a >= 0 && a < N)
@@ -327,6 +331,9 @@ static bool obey(char *s)
 		printf("%d\n", getpid());
 	} else if (strcmp(cmd, "fork") == 0) {
 		in_child(s + 5);
+	} else if (strcmp(cmd, "cut") == 0) {
+		len = -1;
+		say_ok(sscanf(s, "cut %4095s %lld", name, &len) == 2 ? truncate(name, len) : -1);
 	} else if (strcmp(cmd, "stat") == 0) {
 		if (sscanf(s, "stat %4095s", name) != 1 || stat(name, &st))
 			say_ok(-1);
