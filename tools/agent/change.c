@@ -637,13 +637,18 @@ static void excise_page(struct ag_task *t, uint64_t page, uint64_t w)
  * Back to the server's end of file, but for what is dirty behind it, which may still be accepted.
  * Not under the hands of somebody who may be writing there.
  */
-static void wind_back(struct ag_task *t, uint64_t dirty_end)
+static void wind_back(struct ag_task *t)
 {
 	struct ag_vnode *vn = t->vn;
-	uint64_t size = ag_max(vn->ssize, ag_min(vn->size, dirty_end << RF_PAGE_SHIFT));
+	struct ag_scan s = ag_scan(vn, vn->ssize >> RF_PAGE_SHIFT, ag_vn_pages(vn));
+	uint64_t page, end = 0, size;
 
 	if (!vn->wind || vn->unapplied || !t->safe)
 		return;
+	while (ag_scan_next(&s, &page))
+		if (ag_w_twinned(atomic_load(&vn->word[page])))
+			end = page + 1;
+	size = ag_max(vn->ssize, ag_min(vn->size, end << RF_PAGE_SHIFT));
 	if (size < vn->size)
 		size_begin(t, size);
 }
@@ -651,8 +656,9 @@ static void wind_back(struct ag_task *t, uint64_t dirty_end)
 static void excise_locked(struct ag_task *t)
 {
 	struct ag_vnode *vn = t->vn;
-	struct ag_scan s = ag_scan(vn, 0, ag_vn_pages(vn));
-	uint64_t page, end = 0;
+	const uint64_t pages = ag_vn_pages(vn);
+	struct ag_scan s = ag_scan(vn, t->page, t->end ? ag_min(t->end, pages) : pages);
+	uint64_t page;
 
 	t->err = 0;
 	atomic_fetch_add(&vn->st->read_gen, 1);
@@ -661,10 +667,8 @@ static void excise_locked(struct ag_task *t)
 
 		if (rf_w_state(w) == RF_PG_REJECTED)
 			excise_page(t, page, w);
-		if (ag_w_twinned(atomic_load(&vn->word[page])))
-			end = page + 1;
 	}
-	wind_back(t, end);
+	wind_back(t);
 	ag_task_work(t, excise_worked);
 }
 

@@ -18,7 +18,8 @@
  *	range[] gets data (bytes), is dropped (drop) or becomes zero (punch).
  * ag_step_strip: no promise holds any more: no program may have the file in its page tables.
  * ag_step_drop: give up to `size` clean pages back to the kernel, from `page` on.
- * ag_step_excise: pages marked REJECTED go; what was extended here and is not dirty goes, too.
+ * ag_step_excise: pages of [page, end) (end 0: all) marked REJECTED go; what was extended here and is
+ *	not dirty goes, too.
  */
 void ag_step_revalidate(struct ag_task *t);
 void ag_step_change(struct ag_task *t);

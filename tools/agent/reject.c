@@ -135,6 +135,7 @@ void ag_reject(struct ag_op *op, int err, const char *what, bool asked)
 	struct ag_slot *s = op->slot;
 	const rf_range r = extent(op);
 	struct ag_reject *first;
+	struct ag_task *t;
 	uint32_t pages;
 
 	if (!s->rejected) {
@@ -158,7 +159,12 @@ void ag_reject(struct ag_op *op, int err, const char *what, bool asked)
 		       what, pages);
 	if (vn->size > vn->ssize)
 		ag_vn_wind(vn, true);
-	ag_task_post(ag_task_new(vn, ag_step_excise));
+	t = ag_task_new(vn, ag_step_excise);
+	if (op->npages) {
+		t->page = op->page[0].page;
+		t->end = op->page[op->npages - 1].page + 1;
+	}
+	ag_task_post(t);
 }
 
 void ag_reject_record(struct ag_op *op, int err)

@@ -61,7 +61,7 @@ struct ag_task {
 	uint64_t dv_before;
 	void *data; /* own copy */
 	size_t len;
-	uint64_t page;
+	uint64_t page, end;
 	struct ag_op *op;
 	void (*done)(struct ag_task *t);
 };
