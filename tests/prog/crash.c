@@ -110,7 +110,7 @@ static _Noreturn void child(struct board *b, const char *file, int fd, volatile 
 	m += base / 8;
 	for (unsigned i = 1;; i++) {
 		struct step s = step_of(seed, kill, i);
-		uint64_t v[LONGEST];
+		uint64_t v[LONGEST] = {0};
 		for (unsigned k = 0; k < s.n; k++)
 			v[k] = step_value(kill, i);
 		switch (s.what) {

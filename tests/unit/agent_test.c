@@ -1203,7 +1203,7 @@ static struct ag *some_ag(struct ag_vnode *vn, rf_word *word, uint32_t words)
 
 	made[n] = ag;
 	ag->keep = -1;
-	ag->vnode = calloc(2, sizeof(*ag->vnode));
+	ag->vnode = calloc(2, sizeof(struct ag_vnode *));
 	ag->vnode[1] = vn;
 	ag->vnode_high = 1;
 	ag_list_init(&ag->servers);
