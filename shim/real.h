@@ -204,8 +204,8 @@
 #define REAL_LIST(X)                                                                               \
 	REAL_FD(X)                                                                                 \
 	REAL_IO(X)                                                                                 \
-	REAL_STAT(X) REAL_SYNC(X) REAL_LOCK(X) REAL_NAME(X) REAL_STDIO(X) REAL_MMAP(X)             \
-	    REAL_SIGNAL(X)
+	REAL_STAT(X)                                                                               \
+	REAL_SYNC(X) REAL_LOCK(X) REAL_NAME(X) REAL_STDIO(X) REAL_MMAP(X) REAL_SIGNAL(X)
 
 /* NOLINTBEGIN(bugprone-macro-parentheses): types and names cannot be */
 struct real {
