@@ -810,7 +810,7 @@ static bool in_order(unsigned who, unsigned n, void *arg)
 
 static int log_mode(char **a)
 {
-	unsigned last[OWNERS] = {0}, lines = 0;
+	unsigned last[OWNERS] = {0};
 	int fd = open_in(a[0], "log", O_RDONLY);
 
 	b = board_map(a[1], sizeof(*b));
@@ -819,7 +819,6 @@ static int log_mode(char **a)
 	if (!lines_read(fd, in_order, last))
 		return 1;
 	for (unsigned o = 0; o < OWNERS; o++) {
-		lines += last[o];
 		for (unsigned n = last[o] + 1; n < LINES; n++)
 			if (atomic_load(&b->owner[o].line[n]) == APPENDED)
 				errx(1, "writer %u: line %u is lost", o, n);
