@@ -347,7 +347,7 @@ static void look(void)
 	struct op *p = op_begin(how == 1 ? PREAD : LOOK, file, cell, 0);
 	unsigned w = cell_word(owner, cell);
 	struct bounds was = before(c);
-	uint64_t v;
+	uint64_t v = 0;
 	const char *why;
 
 	if (how == 0 && !load(&files[file].m[w], &v)) {

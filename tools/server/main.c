@@ -12,7 +12,6 @@
 
 #include "srv.h"
 
-#define LEASE_MAX (SRV_LEASE_MAX_MS / 1000)
 
 static const char usage[] =
     "Usage: refault-server --export NAME=DIR [--export NAME=DIR]... --listen unix:PATH\n"
@@ -67,8 +66,8 @@ static int set_lease(struct srv_config *config, const char *arg)
 
 	errno = 0;
 	s = strtod(arg, &end);
-	if (end == arg || *end || errno || !(s >= 0.1 && s <= LEASE_MAX)) {
-		srv_log("--lease %s: must be seconds, 0.1 to %u", arg, LEASE_MAX);
+	if (end == arg || *end || errno || !(s >= 0.1 && s <= SRV_LEASE_MAX)) {
+		srv_log("--lease %s: must be seconds, 0.1 to %u", arg, SRV_LEASE_MAX);
 		return -EINVAL;
 	}
 	config->lease_ms = (uint32_t)(s * 1000);

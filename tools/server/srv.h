@@ -27,7 +27,8 @@
 
 #define SRV_MAX_VOLUMES 64
 
-#define SRV_LEASE_MAX_MS (3600u * 1000)
+#define SRV_LEASE_MAX 3600u /* seconds */
+#define SRV_LEASE_MAX_MS (SRV_LEASE_MAX * 1000)
 
 struct srv_conn;
 struct srv_client;
