@@ -753,6 +753,7 @@ static void change_applied(struct srv_op *op)
 	rf_applied *applied = &msg.body.rf_body_u.applied;
 	struct what_changed what;
 	struct srv_wait *w;
+	bool changed;
 
 	w = srv_wait_new(op->client, op->conn, op->xid);
 	w->change = true;
@@ -760,20 +761,24 @@ static void change_applied(struct srv_op *op)
 	applied->dv_before = file->dv;
 	applied->off = op->msg.body.type == RF_APPEND ? ch->off : 0;
 	file->attr = ch->after;
-	if (describe(&what, op, ch)) {
-		what.note.dv_before = file->dv;
+	changed = describe(&what, op, ch);
+	if (changed)
 		srv_file_moved(file);
+	srv_file_status(file, op->client, &applied->status);
+	/* Before anybody is told: what was seen is not undone after a crash. */
+	srv_memo_add(op->client, w->request, applied);
+	if (changed) {
+		what.note.dv_before = applied->dv_before;
 		/*
 		 * The changer steps over its own change by APPLIED.  It cannot if it is not known
 		 * what changed, or if its connection was lost: on a new one it may have a new
 		 * promise.
 		 */
 		srv_break(file, &what.note, what.note.known && op->conn ? op->client : NULL, w);
+		srv_file_status(file, op->client, &applied->status);
 	}
 	free(what.ranges);
 	free(what.data);
-	srv_file_status(file, op->client, &applied->status);
-	srv_memo_add(op->client, w->request, applied);
 	if (op->conn && w->left)
 		srv_send_lazy(op->conn, &msg);
 	else if (op->conn)
