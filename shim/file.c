@@ -427,8 +427,19 @@ void file_inherit(struct ctx *c)
 	rf_syscall(SYS_close, dir);
 }
 
+/* One server that is away is waited for once, not once a file; the agent goes on trying. */
+static void exit_flush(struct ctx *c, struct vnode *vn, uint32_t flags, uint64_t *away)
+{
+	const uint64_t server = UINT64_C(1) << atomic_load(&vn->st)->server % RF_MAX_SERVERS;
+	int r = agent_flush(c, vn, 0, 0, *away & server ? RF_FLUSH_NOWAIT : flags);
+
+	if (r == -EHOSTDOWN || r == -ETIMEDOUT)
+		*away |= server;
+}
+
 void file_exit(struct ctx *c)
 {
+	uint64_t away = 0;
 	int saved = errno;
 
 	if (!atomic_load(&c->fds) || file_foreign(c))
@@ -440,13 +451,14 @@ void file_exit(struct ctx *c)
 		struct vnode *vn = atomic_load(&f->vn);
 
 		if (atomic_load(&f->refs) && vn && file_writable(f))
-			agent_flush(c, vn, 0, 0, 0);
+			exit_flush(c, vn, 0, &away);
 	}
 	/* What is still mapped and dirty: native munmap promises nothing, so only start it; but for
 	 * what was stored under a lock, which goes now. */
 	for (uint32_t i = 0; i < atomic_load(&c->nvnodes); i++)
 		if (atomic_load(&c->vnode_pool[i].refs))
-			agent_flush(c, &c->vnode_pool[i], 0, 0,
-				    atomic_load(&c->vnode_pool[i].locks) ? 0 : RF_FLUSH_NOWAIT);
+			exit_flush(c, &c->vnode_pool[i],
+				   atomic_load(&c->vnode_pool[i].locks) ? 0 : RF_FLUSH_NOWAIT,
+				   &away);
 	errno = saved;
 }
