@@ -19,7 +19,7 @@
  * stands for each cell
  *	stored	  what its owner stored last, or was about to,
  *	accepted  the last that a flush has carried which returned 0,
- *	refused	  those that vanished because the server refused them: the owner saw an older value again.
+ *	refused	  the last that vanished because the server refused them: the owner saw an older value again.
  * Whatever anybody on any host finds in a cell, and what the server has, must be at least what was
  * accepted before the look, at most what was stored after it, and nothing that was refused before.
  *
@@ -67,12 +67,15 @@ static const char *const what_name[] = {"open",           "store", "pwrite",
 					"pwrite of many", "flush", "append",
 					"look",           "pread", "store to a shared word"};
 
+/* All values above `above` up to `to`. */
+struct refusal {
+	uint64_t above, to;
+};
+
 struct cell {
 	_Atomic uint64_t accepted, stored;
-	_Atomic unsigned nrefused;
-	struct {
-		uint64_t above, to; /* all values above `above` up to `to` */
-	} refused[REFUSALS];
+	_Atomic unsigned nrefused; /* the nth is in refused[n % REFUSALS] */
+	struct refusal refused[REFUSALS];
 };
 
 struct op {
@@ -180,10 +183,10 @@ static _Noreturn void fail_cell(unsigned file, unsigned owner, unsigned cell, co
 	char text[512] = "none";
 	int at = 0;
 
-	for (unsigned i = 0; i < n && i < REFUSALS; i++)
+	for (unsigned i = n >= REFUSALS ? n - REFUSALS + 1 : 0; i < n; i++)
 		at += snprintf(text + at, sizeof(text) - (size_t)at,
-			       "%sabove %" PRIx64 " to %" PRIx64, i ? ", " : "",
-			       c->refused[i].above, c->refused[i].to);
+			       "%sabove %" PRIx64 " to %" PRIx64, at ? ", " : "",
+			       c->refused[i % REFUSALS].above, c->refused[i % REFUSALS].to);
 	fail(owner,
 	     "%s: cell %u of writer %u on host %c (%s page %u word %u) is %" PRIx64
 	     ": %s; accepted "
@@ -316,12 +319,22 @@ static uint64_t server_word(unsigned file, unsigned word)
 
 struct bounds {
 	uint64_t accepted;
-	unsigned nrefused;
+	unsigned first, end; /* of refused */
+	struct refusal refused[REFUSALS];
 };
 
 static struct bounds before(const struct cell *c)
 {
-	return (struct bounds){atomic_load(&c->accepted), atomic_load(&c->nrefused)};
+	struct bounds is = {.accepted = atomic_load(&c->accepted),
+			    .end = atomic_load(&c->nrefused)};
+	unsigned n;
+
+	memcpy(is.refused, c->refused, sizeof(is.refused));
+	atomic_thread_fence(memory_order_seq_cst);
+	n = atomic_load(&c->nrefused);
+	/* What its owner has overwritten meanwhile, or is overwriting, is no use. */
+	is.first = n >= REFUSALS ? n - REFUSALS + 1 : 0;
+	return is;
 }
 
 static const char *illegal(unsigned owner, const struct cell *c, struct bounds was, uint64_t v)
@@ -332,8 +345,8 @@ static const char *illegal(unsigned owner, const struct cell *c, struct bounds w
 		return "nobody stored that";
 	if (v && (v & 0xff) != owner + 1)
 		return "another owner's";
-	for (unsigned i = 0; i < was.nrefused; i++)
-		if (v > c->refused[i].above && v <= c->refused[i].to)
+	for (unsigned i = was.first; i < was.end; i++)
+		if (v > was.refused[i % REFUSALS].above && v <= was.refused[i % REFUSALS].to)
 			return "a store that was refused is back";
 	return NULL;
 }
@@ -378,11 +391,8 @@ static void refuse(unsigned file, unsigned cell, uint64_t there)
 	struct cell *c = &my->cell[file][cell];
 	unsigned n = atomic_load(&c->nrefused);
 
-	if (n < REFUSALS) {
-		c->refused[n].above = there;
-		c->refused[n].to = f->known[cell];
-		atomic_store(&c->nrefused, n + 1);
-	}
+	c->refused[n % REFUSALS] = (struct refusal){there, f->known[cell]};
+	atomic_store(&c->nrefused, n + 1);
 	f->known[cell] = there;
 	atomic_fetch_add(&my->refused, 1);
 }
@@ -493,7 +503,11 @@ static void store_block(unsigned file)
 		stored(file, cell + i, v[i]);
 }
 
-/* What is pending is accepted, or has vanished, or (after an error) is still to be flushed. */
+/*
+ * What is pending is accepted or has vanished, also if an error is told.  (But for EIO: then the pages
+ * that it was about have vanished, and others are still to be flushed.)  What cannot be seen just now
+ * stays pending.
+ */
 static int flush(unsigned file)
 {
 	struct file *f = &files[file];
@@ -534,6 +548,9 @@ static int flush(unsigned file)
 			atomic_fetch_add(&my->accepted, 1);
 			f->is_pending[cell] = false;
 		} else {
+			if (seen && at_server != want && p->err != EIO)
+				fail_cell(file, me, cell, "at the server after a refused flush",
+					  at_server, "the owner's store is neither there nor gone");
 			f->excused[cell] |= r && !seen;
 			f->pending[left++] = cell;
 		}
@@ -818,11 +835,10 @@ static int log_mode(char **a)
 		err(1, "%s/log", a[0]);
 	if (!lines_read(fd, in_order, last))
 		return 1;
-	for (unsigned o = 0; o < OWNERS; o++) {
+	for (unsigned o = 0; o < OWNERS; o++)
 		for (unsigned n = last[o] + 1; n < LINES; n++)
 			if (atomic_load(&b->owner[o].line[n]) == APPENDED)
 				errx(1, "writer %u: line %u is lost", o, n);
-	}
 	return 0;
 }
 
