@@ -146,7 +146,7 @@ struct rf_vnode {
 	_Atomic uint64_t server_size; /* as of dv */
 	_Atomic uint32_t errseq;      /* write-back errors, see below */
 	_Atomic int32_t wb_err;       /* errno of the last one */
-	_Atomic uint32_t wb_inflight; /* stores sent and not released: a flush must wait for them */
+	_Atomic uint32_t wb_inflight; /* stores not released, excisions not done: flushes wait */
 	_Atomic uint32_t unstable;    /* applied, but not known to be durable */
 	_Atomic uint32_t nameless;    /* a program of this host removed its last name */
 	_Atomic uint64_t capacity;    /* words in this memfd; grows, never shrinks */

@@ -206,7 +206,7 @@ static void on_tick(uv_timer_t *h)
 		if (vn && (atomic_load(&vn->st->dirtied) || vn->size > vn->ssize))
 			ag_vn_flush_behind(vn);
 		if (vn && vn->wind)
-			ag_task_post(ag_task_new(vn, ag_step_excise));
+			ag_excise(vn, 0, 0);
 	}
 	ag_settle(ag);
 	ag_timers(ag);

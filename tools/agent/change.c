@@ -672,7 +672,23 @@ static void excise_locked(struct ag_task *t)
 	ag_task_work(t, excise_worked);
 }
 
-void ag_step_excise(struct ag_task *t)
+static void excise(struct ag_task *t)
 {
 	ag_task_lock(t, excise_locked);
+}
+
+static void excised(struct ag_task *t)
+{
+	atomic_fetch_sub(&t->vn->st->wb_inflight, 1);
+}
+
+void ag_excise(struct ag_vnode *vn, uint64_t page, uint64_t end)
+{
+	struct ag_task *t = ag_task_new(vn, excise);
+
+	t->page = page;
+	t->end = end;
+	t->done = excised;
+	atomic_fetch_add(&vn->st->wb_inflight, 1);
+	ag_task_post(t);
 }

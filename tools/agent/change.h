@@ -18,14 +18,18 @@
  *	range[] gets data (bytes), is dropped (drop) or becomes zero (punch).
  * ag_step_strip: no promise holds any more: no program may have the file in its page tables.
  * ag_step_drop: give up to `size` clean pages back to the kernel, from `page` on.
- * ag_step_excise: pages of [page, end) (end 0: all) marked REJECTED go; what was extended here and is
- *	not dirty goes, too.
  */
 void ag_step_revalidate(struct ag_task *t);
 void ag_step_change(struct ag_task *t);
 void ag_step_strip(struct ag_task *t);
 void ag_step_drop(struct ag_task *t);
-void ag_step_excise(struct ag_task *t);
+
+/*
+ * Soon: pages of [page, end) (end 0: all) marked REJECTED go; what was extended here and is not dirty
+ * goes, too.  Until then wb_inflight is raised: who is told of the error by a flush must not see the
+ * pages any more.
+ */
+void ag_excise(struct ag_vnode *vn, uint64_t page, uint64_t end);
 
 /* A page that is to be zero from `from` to `to`, whatever its state. */
 void ag_page_zero(struct ag_vnode *vn, uint64_t page, uint32_t from, uint32_t to);

@@ -94,7 +94,7 @@ void ag_op_end(struct ag_op *op)
 	if (op->slot)
 		ag_slot_put(vn, op->slot);
 	if (vn->wind && !vn->unapplied)
-		ag_task_post(ag_task_new(vn, ag_step_excise));
+		ag_excise(vn, 0, 0);
 	ag_vn_kick(vn);
 	free(op);
 }

@@ -135,7 +135,6 @@ void ag_reject(struct ag_op *op, int err, const char *what, bool asked)
 	struct ag_slot *s = op->slot;
 	const rf_range r = extent(op);
 	struct ag_reject *first;
-	struct ag_task *t;
 	uint32_t pages;
 
 	if (!s->rejected) {
@@ -159,12 +158,10 @@ void ag_reject(struct ag_op *op, int err, const char *what, bool asked)
 		       what, pages);
 	if (vn->size > vn->ssize)
 		ag_vn_wind(vn, true);
-	t = ag_task_new(vn, ag_step_excise);
-	if (op->npages) {
-		t->page = op->page[0].page;
-		t->end = op->page[op->npages - 1].page + 1;
-	}
-	ag_task_post(t);
+	if (op->npages)
+		ag_excise(vn, op->page[0].page, op->page[op->npages - 1].page + 1);
+	else
+		ag_excise(vn, 0, 0);
 }
 
 void ag_reject_record(struct ag_op *op, int err)

@@ -318,7 +318,7 @@ static void repair(struct ag_vnode *vn)
 		atomic_store(&vn->st->dirtied, 1);
 	if ((excised || vn->st->wind) && vn->size > vn->ssize) {
 		ag_vn_wind(vn, true);
-		ag_task_post(ag_task_new(vn, ag_step_excise));
+		ag_excise(vn, 0, 0);
 	}
 }
 
@@ -330,7 +330,6 @@ int ag_vn_adopt(struct ag *ag, const struct ag_keep *k)
 	struct ag_server *srv = NULL;
 	struct ag_vnode *vn;
 	struct stat ds, ss;
-	uint32_t under_way;
 	uint64_t most;
 	int r = -ENOMEM;
 
@@ -392,13 +391,13 @@ int ag_vn_adopt(struct ag *ag, const struct ag_keep *k)
 	vn->ctime = atomic_load(&vn->st->ctime);
 	vn->blocks = (vn->size + 511) / 512;
 	ag_vn_set_size(vn, vn->size);
-	under_way = ag_ops_adopt(vn);
+	atomic_store(&vn->st->wb_inflight, 1); /* programs may never see it and `dirtied` clear */
+	ag_ops_adopt(vn);
 	repair(vn);
 	/* A lock that the dead agent held; who waits for it looks again and finds no promise. */
 	atomic_store(&vn->st->invalidate, 0);
 	ag_futex_wake(&vn->st->invalidate);
-	/* After `dirtied`: programs may never see both clear. */
-	atomic_store(&vn->st->wb_inflight, under_way);
+	atomic_fetch_sub(&vn->st->wb_inflight, 1); /* the rest is of what goes on */
 	if (atomic_load(&vn->st->unstable))
 		vn->unstable_at = ++vn->applies;
 	ag->last_vnode = (uint32_t)ag_max(ag->last_vnode, vn->id);
