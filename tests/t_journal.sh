@@ -13,7 +13,7 @@ LEN=65536
 for f in store longer lost append cut twice none long; do head -c $LEN /dev/zero | tr '\0' a >"$T/vol/$f"; done
 : >"$T/vol/many"
 : >"$T/vol/ids"
-start_server
+start_server --lease 60 # answers are held back for as long as a slow machine takes
 make_hosts A B C
 SOCK=$T/srv/relay.sock wrapper A "$T/a" "${AS[@]}" "$BIN/refault run --"
 mkfifo "$T/relay.in" "$T/relay.out"

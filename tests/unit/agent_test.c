@@ -671,7 +671,7 @@ static struct ag_vnode *fresh(void)
 {
 	if (!freopen("/dev/null", "w", stderr))
 		abort();
-	test_st = aligned_alloc(4096, RF_VNODE_HDR + CAP * 8);
+	test_st = aligned_alloc(4096, 2 * RF_VNODE_HDR);
 	test_twins = aligned_alloc(4096, (rf_twins_size(NTWINS) + 4095) & ~(uint64_t)4095);
 	test_map = aligned_alloc(4096, CAP << RF_PAGE_SHIFT);
 	memset(test_st, 0, RF_VNODE_HDR + CAP * 8);
