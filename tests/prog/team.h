@@ -192,10 +192,11 @@ static inline bool lines_read(int fd, bool (*fn)(unsigned who, unsigned n, void 
 		err(1, "malloc");
 	all[size] = 0;
 	for (at = 0; ok && at < size;) {
-		unsigned who, n;
-		size_t len = 0;
-		if (sscanf(all + at, "%u %u ", &who, &n) == 2 && who < LINE_WHO)
-			len = line_make(want, who, n);
+		/* Not sscanf, which looks for the end of the whole log each time. */
+		char *end;
+		unsigned who = (unsigned)strtoul(all + at, &end, 10);
+		unsigned n = (unsigned)strtoul(end, NULL, 10);
+		size_t len = who < LINE_WHO ? line_make(want, who, n) : 0;
 		if (len == 0 || len > size - at || memcmp(all + at, want, len) != 0) {
 			warnx("at %zu of %zu: not a whole line: '%.40s...'", at, size, all + at);
 			ok = false;
