@@ -971,7 +971,7 @@ Test(agent_reject, the_rest_of_the_record_goes_unasked)
 	walk->walk = 7;
 	key->key = 1;
 	ag_op_arm(sent);
-	sent->state = AG_OP_SENT;
+	refused->state = sent->state = AG_OP_SENT;
 	req->q.op = other->q.op = RF_OP_FLUSH;
 	req->pass.walk = 6;
 	other->pass.walk = 7;
