@@ -426,6 +426,7 @@ static int handshake(struct ctx *c, int sock)
 	c->host = host;
 	c->twins = twins;
 	c->ntwins = twins->n;
+	atomic_store(&proc->attached, 1);
 	r = 0;
 out:
 	for (int i = 0; i < 3; i++)

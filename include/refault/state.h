@@ -268,7 +268,7 @@ struct rf_proc {
 	uint32_t version;
 	uint32_t id; /* 1 .. 65535: owner of twins */
 	uint32_t pid;
-	uint32_t pad0;
+	_Atomic uint32_t attached; /* program: it has the answer to its ATTACH */
 	uint64_t boot; /* rf_host.boot of the agent that made it */
 
 	_Atomic uint32_t

@@ -110,9 +110,7 @@ static void attach(struct ag_peer *p, const struct rf_req *q, int *fd, unsigned 
 		p->io = NULL;
 		proc = ag_proc_attach(ag, p->fd, p->pid, fd[0], fd[1], r.text, sizeof(r.text));
 		if (proc) {
-			r.proc_id = proc->id;
-			ag_send(p->fd, &r, sizeof(r),
-				(int[]){proc->mem_fd, ag->host_ro, ag->twins_fd}, 3);
+			ag_proc_welcome(proc);
 			peer_free(p, false);
 			return;
 		}

@@ -360,6 +360,13 @@ nomem:
 	return NULL;
 }
 
+void ag_proc_welcome(struct ag_proc *p)
+{
+	struct rf_attach_r r = {.version = RF_AGENT_VERSION, .proc_id = p->id};
+
+	ag_send(p->conn, &r, sizeof(r), (int[]){p->mem_fd, p->ag->host_ro, p->ag->twins_fd}, 3);
+}
+
 int ag_proc_adopt(struct ag *ag, const struct ag_keep *k)
 {
 	const struct ag_keep_proc *meta = (const void *)k->meta;
@@ -405,6 +412,9 @@ void ag_proc_resend(struct ag_proc *p)
 {
 	uint32_t n = (uint32_t)ag_min(atomic_load(&p->mem->cells_used), RF_CELLS);
 
+	/* Taken in by an agent that died before it said so.  A second answer is never read. */
+	if (!atomic_load(&p->mem->attached))
+		ag_proc_welcome(p);
 	atomic_fetch_add(&p->mem->agent_gen, 1);
 	for (uint32_t i = 0; i < n; i++)
 		if (atomic_load(&p->mem->cell[i].state) == RF_CELL_BUSY)

@@ -39,6 +39,8 @@ struct ag_use {
  */
 struct ag_proc *ag_proc_attach(struct ag *ag, int conn, pid_t pid, int uffd, int strip, char *text,
 			       size_t len);
+/* The answer to its ATTACH. */
+void ag_proc_welcome(struct ag_proc *p);
 /* After a restart. */
 int ag_proc_adopt(struct ag *ag, const struct ag_keep *k);
 /* Wake everybody who waits for an answer: the request has to be sent again. */
