@@ -269,7 +269,7 @@ struct rf_proc {
 	uint32_t id; /* 1 .. 65535: owner of twins */
 	uint32_t pid;
 	_Atomic uint32_t attached; /* program: it has the answer to its ATTACH */
-	uint64_t boot; /* rf_host.boot of the agent that made it */
+	uint64_t boot;             /* rf_host.boot of the agent that made it */
 
 	_Atomic uint32_t
 	    agent_gen; /* agent: + 1 after every restart; pending requests are resent */
