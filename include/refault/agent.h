@@ -34,7 +34,7 @@
 
 #include <stdint.h>
 
-#define RF_AGENT_VERSION 2
+#define RF_AGENT_VERSION 3
 #define RF_REQ_MAX (160u * 1024)
 #define RF_APPEND_MAX (128u * 1024)
 
@@ -59,9 +59,9 @@ enum rf_op {
 	RF_OP_FLUSH = 4,
 	/* write() goes past EOF: make i_size at least arg0.  ret0: i_size. */
 	RF_OP_EXTEND = 5,
-	/* ftruncate to arg0. */
+	/* ftruncate to arg0.  Pins: -ETXTBSY, -EDEADLK, see struct rf_req; so FALLOC and REMAP. */
 	RF_OP_SETSIZE = 6,
-	/* fallocate: arg0 mode, arg1 offset, arg2 length.  -EOPNOTSUPP for modes not built yet. */
+	/* fallocate: arg0 mode (FALLOC_FL_*), arg1 offset, arg2 length. */
 	RF_OP_FALLOC = 7,
 	/* O_APPEND write; variable part: the bytes.  arg0: RF_FLUSH_DURABLE or 0.  ret0: offset. */
 	RF_OP_APPEND = 8,
@@ -77,9 +77,49 @@ enum rf_op {
 	/* A program of this host is about to remove the file's last name: what is stored in it is
 	 * not to be refused for that. */
 	RF_OP_NAMELESS = 12,
+	/* Take pages [arg0, arg0 + arg1) (arg1 0: all) out of the cache and out of every program, to be
+	 * validated and fetched anew.  arg2: RF_INVAL_*.  ret0: pages that stay, because they are dirty,
+	 * pinned, or hold synchronisation objects. */
+	RF_OP_INVALIDATE = 13,
+	/*
+	 * Clone, dedupe or copy within one volume.  vnode and key: the destination; arg0: rf_remap_arg;
+	 * arg1 offset in the source, arg2 in the destination, arg3 length.  ret0: bytes done.  -EXDEV:
+	 * they are not of one volume; other errors are the server's.
+	 */
+	RF_OP_REMAP = 14,
+	/* SEEK_DATA, SEEK_HOLE: arg0 offset, arg1 whence; flushes first.  ret0: offset.  -ENXIO. */
+	RF_OP_SEEK = 15,
 };
 
-enum { RF_FAULT_WRITE = 1, RF_FAULT_RANDOM = 2 /* no readahead */ };
+enum {
+	RF_FAULT_WRITE = 1,
+	RF_FAULT_RANDOM = 2, /* no readahead */
+	RF_FAULT_NOWAIT = 4, /* readahead: start to fetch them, answer at once */
+};
+enum {
+	RF_INVAL_FLUSH = 1,   /* write back first; programs' stores wait meanwhile */
+	RF_INVAL_DISCARD = 2, /* dirty pages go, too, and what was stored is lost */
+};
+enum { RF_KIND_CLONE = 1, RF_KIND_DEDUPE = 2, RF_KIND_COPY = 3 }; /* as RF_REMAP_* on the wire */
+
+static inline uint64_t rf_remap_arg(uint32_t vnode, uint32_t key, uint32_t kind)
+{
+	return (uint64_t)kind << 40 | (uint64_t)key << 32 | vnode;
+}
+
+/*
+ * What SETSIZE, FALLOC and REMAP do when they meet pins (state.h) in what they cut off, punch or
+ * replace.  Wait so many ms, then fail or sequester; or do that at once.
+ */
+enum { RF_PINS_FAIL = 1, RF_PINS_SEQUESTER = 2 };
+#define RF_PINS_WAIT_MAX 0x0fffffffu
+
+static inline uint32_t rf_pins(uint32_t then, uint32_t wait_ms)
+{
+	return then << 28 | (wait_ms < RF_PINS_WAIT_MAX ? wait_ms : RF_PINS_WAIT_MAX);
+}
+#define RF_PINS_DEFAULT rf_pins(RF_PINS_FAIL, 10000)
+
 enum {
 	RF_FLUSH_DURABLE = 1, /* and fsync on the server */
 	RF_FLUSH_NOWAIT = 2,  /* start it, answer at once */
@@ -92,7 +132,9 @@ struct rf_req {
 	uint32_t cell;
 	uint32_t seq;
 	uint32_t vnode;
-	uint32_t key; /* of the open file, from rf_open_r: FAULT, EXTEND, SETSIZE, FALLOC, APPEND */
+	uint32_t key;  /* of the open file, from rf_open_r: all that need a right at the server */
+	uint32_t pins; /* rf_pins(); 0: RF_PINS_DEFAULT */
+	uint32_t tid;  /* who asks: who waits for a pin of its own gets -EDEADLK */
 	uint64_t arg[4];
 };
 

@@ -34,12 +34,27 @@
  *	cb_expires_at > CLOCK_MONOTONIC  &&  cb_s_seen == host->server[server].cb_s_break.
  *
  * Locks, outermost first (this is the one place that says so):
- *	volume -> vnode.validate -> invalidate_lock -> page state -> key list.
- * The shared side of invalidate_lock is a slot: claim by CAS, look at `invalidate`; set -> release,
+ *	gate -> frozen -> vnode.validate -> invalidate_lock -> pin -> page state -> key list.
+ * Of two vnodes the one with the smaller id comes first: both gates, then both frozen; two
+ * invalidate_locks are never held at a time.
+ *
+ * gate (the agent's, not in here): one structural change (truncate, fallocate, remap) of a vnode at a
+ * time, from before its flush until the server has applied it and the cache follows.
+ *
+ * frozen: the modification side.  Set in invalidate_lock, when every writable PTE of the vnode has
+ * been taken away: from then on no page becomes DIRTY (page_mkwrite waits), while pages are still
+ * filled, mapped and read.  So what is flushed under it is the file of one moment, and a clone, a
+ * dedupe, a collapse or an invalidate is atomic towards stores, over RPCs too; a lost connection ends it.
+ * A store never waits for it with a slot in hand.
+ *
+ * invalidate_lock: the shared side is a slot: claim by CAS, look at `invalidate`; set -> release,
  * wait on it, start over.  A slot is never held across a wait, and only with all signals
  * blocked.  The exclusive side is the agent's alone: set, fence, wait for slots that name the
- * vnode, act, clear, wake.  No page state is held across an RPC other than WRITEBACK, which waits
- * for its own `applied` only; a break, a strip or its acknowledgement never waits for WRITEBACK.
+ * vnode, act, clear, wake.  Never across an RPC: what must stay out over an RPC is frozen, or dropped
+ * and its fetch held back by the gate.
+ *
+ * No page state is held across an RPC other than WRITEBACK, which waits for its own `applied` only; a
+ * break, a strip or its acknowledgement never waits for WRITEBACK, nor for gate or frozen.
  */
 #ifndef REFAULT_STATE_H
 #define REFAULT_STATE_H
@@ -55,7 +70,7 @@
 #define RF_PAGE_SIZE ((uint64_t)1 << RF_PAGE_SHIFT)
 #define RF_PAGES(bytes) (((uint64_t)(bytes) + RF_PAGE_SIZE - 1) >> RF_PAGE_SHIFT)
 
-#define RF_STATE_VERSION 2
+#define RF_STATE_VERSION 3
 #define RF_MAGIC_VNODE 0x65646f6e76666552u /* "Refvnode" */
 #define RF_MAGIC_PROC 0x636f72707666652u
 #define RF_MAGIC_HOST 0x74736f687666652u
@@ -149,6 +164,7 @@ struct rf_vnode {
 	_Atomic uint32_t wb_inflight; /* stores not released, excisions not done: flushes wait */
 	_Atomic uint32_t unstable;    /* applied, but not known to be durable */
 	_Atomic uint32_t nameless;    /* a program of this host removed its last name */
+	_Atomic uint32_t frozen;      /* futex: no page becomes DIRTY, see Locks */
 	_Atomic uint64_t capacity;    /* words in this memfd; grows, never shrinks */
 	_Atomic int64_t mtime;        /* ns */
 	_Atomic int64_t ctime;
@@ -231,6 +247,26 @@ struct rf_slot {
 	_Atomic uint32_t owner; /* thread id that goes to this slot first, 0: none; a hint */
 };
 
+/*
+ * A pin: I/O uses these pages right now (a system call with a buffer in a mapping), or may at any time
+ * until it is told otherwise (LONG: refault_pin).  Truncate and its kin ask for pins first, see agent.h.
+ * Taken in a slot that names the vnode, with frozen clear: `taken` by CAS, the rest, vnode last with
+ * release order.  Given back by vnode = 0, then taken = 0.
+ *
+ * LONG: before it is taken its pages are DIRTY, and they stay so until it is gone (a flush sends
+ * what differs and keeps the twin), so they are never dropped for a break or for want of memory but
+ * merged in place, and a strip that the agent orders leaves their PTEs.
+ */
+enum { RF_PIN_LONG = 1 };
+
+struct rf_pin {
+	_Atomic uint32_t taken;
+	_Atomic uint32_t vnode; /* 0: none */
+	_Atomic uint32_t owner; /* thread id */
+	_Atomic uint32_t flags;
+	_Atomic uint64_t page, npages;
+};
+
 /* Where the agent's answer to one request arrives. */
 enum { RF_CELL_FREE = 0, RF_CELL_BUSY = 1, RF_CELL_DONE = 2 };
 
@@ -261,6 +297,7 @@ struct rf_map {
 
 #define RF_SLOTS 512u
 #define RF_CELLS 256u
+#define RF_PINS 1024u
 #define RF_MAPS 16384u
 
 struct rf_proc {
@@ -275,6 +312,7 @@ struct rf_proc {
 	    agent_gen; /* agent: + 1 after every restart; pending requests are resent */
 	_Atomic uint32_t slots_used; /* high-water mark of slots[] */
 	_Atomic uint32_t cells_used;
+	_Atomic uint32_t pins_used; /* none at or above was ever taken */
 	_Atomic uint32_t strip_ack; /* stripper: last order carried out (the socket says so too) */
 
 	_Alignas(64) _Atomic uint32_t map_seq; /* odd while the table changes */
@@ -284,6 +322,7 @@ struct rf_proc {
 
 	_Alignas(4096) struct rf_slot slot[RF_SLOTS];
 	_Alignas(4096) struct rf_cell cell[RF_CELLS];
+	_Alignas(4096) struct rf_pin pin[RF_PINS];
 	_Alignas(4096) struct rf_map map[RF_MAPS];
 };
 

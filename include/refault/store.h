@@ -10,7 +10,8 @@
  * Rules.
  *
  * Threads: every call may come from any thread, several at a time, but for these promises of the
- * caller: changes (store, append, resize, punch) of one file come one at a time; forget comes when
+ * caller: changes (store, append, resize, fallocate, remap) of one file come one at a time,
+ * and none of a file that is the source of a remap; forget comes when
  * nothing else runs on that file; open, close, watch and watch_read come from one thread.  Reads do
  * run beside a change; the server throws away what they read then.
  *
@@ -71,7 +72,8 @@ struct store_attr {
 enum {
 	STORE_UNDO_BYTES = 1, /* put back range[] from data, the last first; cut to size */
 	STORE_UNDO_APPEND,    /* data was being appended at size: cut to size */
-	STORE_UNDO_FINISH     /* cannot be undone: punch range[], cut to size: done */
+	STORE_UNDO_FINISH,    /* cannot be undone: punch range[], cut to size: done */
+	STORE_UNDO_SHIFT /* collapse, insert: done if the file has `end` bytes, not if `size` */
 };
 #define STORE_UNDO_DATA ((size_t)1 << 20) /* == RF_MAX_DATA */
 struct store_undo {
@@ -87,7 +89,7 @@ struct store_undo {
 
 /* A change: what is asked, and what became of it. */
 struct store_change {
-	/* store: ranges and their data, one after the other.  append: data.  punch: ranges[0].
+	/* store: ranges and their data, one after the other.  append: data.  fallocate: ranges[0].
 	 * After success ranges, data and len say what was written: what lay past the end of file
 	 * and was not to extend it is gone from them. */
 	rf_range *ranges;
@@ -97,12 +99,15 @@ struct store_change {
 	bool may_extend;
 	bool soon; /* sync will be called: better begin to write it to the disk now */
 
-	/* resize: to size; grow_only: never below what it is, allocating from alloc_off, and with
-	 * keep_size leaving the size alone. */
+	/* resize: to size; grow_only: never below what it is. */
 	uint64_t size;
 	bool grow_only;
-	uint64_t alloc_off;
-	bool keep_size;
+
+	int mode; /* fallocate: FALLOC_FL_* */
+
+	/* remap: kind is RF_REMAP_*; ranges[0] is where in the file, its len as asked. */
+	unsigned kind;
+	uint64_t src_off;
 
 	bool nameless; /* who asks removed the last name itself; else such a file is -ESTALE */
 
@@ -111,7 +116,7 @@ struct store_change {
 	/* Out.  Valid after success, and after an error if touched. */
 	struct store_attr before; /* right before */
 	struct store_attr after;  /* right after */
-	uint64_t off;             /* append: where */
+	uint64_t off;             /* append: where; remap: bytes done */
 	bool touched;             /* before and after are filled in */
 	bool torn;                /* with an error: it could not be undone */
 };
@@ -156,8 +161,15 @@ struct store_ops {
 		      struct store_change *change, bool nowait);
 	int (*resize)(struct store_file *file, const struct store_cred *cred,
 		      struct store_change *change, bool nowait);
-	int (*punch)(struct store_file *file, const struct store_cred *cred,
-		     struct store_change *change, bool nowait);
+	int (*fallocate)(struct store_file *file, const struct store_cred *cred,
+			 struct store_change *change, bool nowait);
+	/* NULL: -EOPNOTSUPP.  Changes file; src is read under src_cred. */
+	int (*remap)(struct store_file *file, const struct store_cred *cred, struct store_file *src,
+		     const struct store_cred *src_cred, struct store_change *change, bool nowait);
+
+	/* The next data (whence SEEK_DATA) or hole (SEEK_HOLE) from off on; -ENXIO.  NULL: all is data. */
+	off_t (*seek)(struct store_file *file, const struct store_cred *cred, uint64_t off,
+		      int whence, bool nowait);
 
 	/*
 	 * Do what undo says, with the server's own rights; path is the file's last known name.  1:

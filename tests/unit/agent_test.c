@@ -839,7 +839,7 @@ Test(agent_journal, what_makes_no_sense_is_dropped)
 			s->type = RF_FETCH;
 			break;
 		case 13:
-			s->type = RF_PUNCH;
+			s->type = RF_FALLOC;
 			break;
 		case 14:
 			s->key = RF_KEYS;

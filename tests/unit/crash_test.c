@@ -83,7 +83,7 @@ static int deadly_open(const char *where, struct store_vol **vol, const char **w
 DEADLY_CALL(store)
 DEADLY_CALL(append)
 DEADLY_CALL(resize)
-DEADLY_CALL(punch)
+DEADLY_CALL(fallocate)
 
 static void start_deadly(int how)
 {
@@ -93,7 +93,7 @@ static void start_deadly(int how)
 	ops.store = deadly_store;
 	ops.append = deadly_append;
 	ops.resize = deadly_resize;
-	ops.punch = deadly_punch;
+	ops.fallocate = deadly_fallocate;
 	config.ops = &ops;
 	start_server();
 }
@@ -168,14 +168,15 @@ static void send_size(struct tc *tc, const rf_fid *fid, uint64_t request, uint64
 static void send_punch(struct tc *tc, const rf_fid *fid, uint64_t request, uint64_t off,
 		       uint64_t len)
 {
-	struct rf_msg m = {.body.type = RF_PUNCH};
-	rf_punch *p = &m.body.rf_body_u.punch;
+	struct rf_msg m = {.body.type = RF_FALLOC};
+	rf_falloc *p = &m.body.rf_body_u.falloc;
 
 	p->file.volume = tc->volume;
 	p->file.fid = *fid;
 	p->file.path = "f";
 	p->request = request;
 	p->range.off = off;
+	p->mode = PUNCH;
 	p->range.len = len;
 	tc_send(tc, &m, NULL, 0);
 }

@@ -165,7 +165,7 @@ static void some_file(rf_file *f)
 static size_t some_frame(unsigned char *buf, size_t cap)
 {
 	static const rf_type calls[] = {RF_LOOKUP, RF_STATUS,    RF_FETCH,    RF_STORE, RF_STORE,
-					RF_APPEND, RF_PUNCH,     RF_SET_SIZE, RF_SYNC,  RF_GIVE_UP,
+					RF_APPEND, RF_FALLOC,    RF_SET_SIZE, RF_SYNC,  RF_GIVE_UP,
 					RF_PING,   RF_BREAK_ACK, RF_KEY};
 	static rf_range ranges[RF_MAX_RANGES];
 	static rf_fid many[64];
@@ -227,15 +227,14 @@ static size_t some_frame(unsigned char *buf, size_t cap)
 		some_file(&m.body.rf_body_u.set_size.file);
 		m.body.rf_body_u.set_size.request = below(3000);
 		m.body.rf_body_u.set_size.size = below(4) ? below(100000) : nasty();
-		m.body.rf_body_u.set_size.alloc_off = below(100000);
 		m.body.rf_body_u.set_size.grow_only =
 		    m.body.rf_body_u.set_size.size < 100000 && below(2);
-		m.body.rf_body_u.set_size.keep_size = below(2) != 0;
 		break;
-	case RF_PUNCH:
-		some_file(&m.body.rf_body_u.punch.file);
-		m.body.rf_body_u.punch.request = below(3000);
-		m.body.rf_body_u.punch.range = ranges[0];
+	case RF_FALLOC:
+		some_file(&m.body.rf_body_u.falloc.file);
+		m.body.rf_body_u.falloc.request = below(3000);
+		m.body.rf_body_u.falloc.mode = below(128);
+		m.body.rf_body_u.falloc.range = ranges[0];
 		break;
 	case RF_SYNC:
 		some_file(&m.body.rf_body_u.sync.file);

@@ -98,10 +98,11 @@ static void all_calls(struct tc *a, const rf_fid *fid, int err)
 	tc_send(a, &m, "APPENDED", 8);
 	cr_assert(eq(int, error_of(a), err), "append under %u", a->key);
 	memset(&m, 0, sizeof(m));
-	m.body.type = RF_PUNCH;
-	m.body.rf_body_u.punch.file = file;
-	m.body.rf_body_u.punch.request = ++request;
-	m.body.rf_body_u.punch.range.len = 3;
+	m.body.type = RF_FALLOC;
+	m.body.rf_body_u.falloc.file = file;
+	m.body.rf_body_u.falloc.request = ++request;
+	m.body.rf_body_u.falloc.mode = PUNCH;
+	m.body.rf_body_u.falloc.range.len = 3;
 	tc_send(a, &m, NULL, 0);
 	cr_assert(eq(int, error_of(a), err), "punch under %u", a->key);
 }

@@ -769,13 +769,14 @@ Test(server, append_resize_punch)
 	NOTHING(&b);
 
 	memset(&m, 0, sizeof(m));
-	m.body.type = RF_PUNCH;
-	m.body.rf_body_u.punch.file.volume = a.volume;
-	m.body.rf_body_u.punch.file.fid = s.fid;
-	m.body.rf_body_u.punch.file.path = "f";
-	m.body.rf_body_u.punch.request = 5;
-	m.body.rf_body_u.punch.range.off = 1;
-	m.body.rf_body_u.punch.range.len = 100;
+	m.body.type = RF_FALLOC;
+	m.body.rf_body_u.falloc.file.volume = a.volume;
+	m.body.rf_body_u.falloc.file.fid = s.fid;
+	m.body.rf_body_u.falloc.file.path = "f";
+	m.body.rf_body_u.falloc.request = 5;
+	m.body.rf_body_u.falloc.mode = PUNCH;
+	m.body.rf_body_u.falloc.range.off = 1;
+	m.body.rf_body_u.falloc.range.len = 100;
 	tc_send(&a, &m, NULL, 0);
 	EXPECT(&a, RF_APPLIED);
 	EXPECT(&b, RF_BREAK);

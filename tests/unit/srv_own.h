@@ -18,6 +18,7 @@
 
 #define LEASE 400
 #define SOON 2000 /* ms in which a thing that must happen happens */
+#define PUNCH 3   /* FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE */
 #define NOT 60    /* ms in which a thing that must not happen would have */
 
 /* base holds all of it; dir is served as "x"; sock is where the server listens. */

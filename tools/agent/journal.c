@@ -200,11 +200,10 @@ bool ag_slot_sound(const struct ag_slot *s, uint64_t words)
 		return !s->program && (s->rejected || s->nranges) && sum == s->len;
 	case RF_APPEND:
 		return s->program && !s->npages && !s->nranges;
-	case RF_PUNCH:
+	case RF_FALLOC:
 		return s->program && !s->npages && s->nranges == 1 && !s->len;
 	case RF_SET_SIZE:
-		return !s->npages && !s->nranges && !s->len && s->size <= AG_SIZE_MAX &&
-		       s->alloc_off <= s->size;
+		return !s->npages && !s->nranges && !s->len && s->size <= AG_SIZE_MAX;
 	default:
 		return false;
 	}

@@ -41,8 +41,9 @@ struct ag_slot {
 	uint64_t nth; /* applied: the how many-th change of all */
 	uint32_t durable, may_extend, program;
 	uint32_t rejected, errseq; /* errno; the vnode's errseq before that was counted */
-	uint32_t grow_only, keep_size;
-	uint64_t size, alloc_off; /* SET_SIZE */
+	uint32_t grow_only;        /* SET_SIZE */
+	uint32_t mode;             /* FALLOC */
+	uint64_t size;             /* SET_SIZE */
 	uint32_t npages, nranges;
 	uint64_t len;
 	struct ag_slot_page page[AG_JOURNAL_PAGES];

@@ -36,6 +36,7 @@
 #include "op.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -138,7 +139,7 @@ uint64_t ag_ops_size(const struct ag_vnode *vn)
 		if (op->type == RF_STORE && op->may_extend && op->change.n) {
 			const rf_range *r = &op->change.range[op->change.n - 1];
 			size = ag_max(size, r->off + r->len);
-		} else if (op->type == RF_SET_SIZE && op->grow_only && !op->keep_size) {
+		} else if (op->type == RF_SET_SIZE && op->grow_only) {
 			size = ag_max(size, op->size);
 		}
 	}
@@ -204,9 +205,8 @@ void ag_op_arm(struct ag_op *op)
 	s->may_extend = op->may_extend;
 	s->program = op->program;
 	s->size = op->size;
-	s->alloc_off = op->alloc_off;
 	s->grow_only = op->grow_only;
-	s->keep_size = op->keep_size;
+	s->mode = op->mode;
 	s->npages = op->npages;
 	s->nranges = op->change.n;
 	s->len = op->change.len;
@@ -325,7 +325,7 @@ static void change_here(struct ag_op *op, const rf_applied *a)
 	/* It is there until the task is over: answers about the file wait behind tasks. */
 	t->op = op;
 	t->done = changed_here;
-	if (op->type == RF_PUNCH) {
+	if (op->type == RF_FALLOC && (op->mode & FALLOC_FL_PUNCH_HOLE)) {
 		t->punch = true;
 		t->nranges = 1;
 		t->range = ag_memdup(op->change.range, sizeof(*t->range));
@@ -555,15 +555,14 @@ void ag_op_send(struct ag_op *op)
 		s->request = op->request;
 		s->size = op->size;
 		s->grow_only = op->grow_only;
-		s->alloc_off = op->alloc_off;
-		s->keep_size = op->keep_size;
 		break;
 	}
-	case RF_PUNCH: {
-		rf_punch *p = &m.body.rf_body_u.punch;
-		p->file = file;
-		p->request = op->request;
-		p->range = op->change.range[0];
+	case RF_FALLOC: {
+		rf_falloc *f = &m.body.rf_body_u.falloc;
+		f->file = file;
+		f->request = op->request;
+		f->mode = op->mode;
+		f->range = op->change.range[0];
 		break;
 	}
 	default:
@@ -627,9 +626,8 @@ static void adopt(struct ag_vnode *vn, struct ag_slot *s)
 	op->program = s->program;
 	op->off = s->off;
 	op->size = s->size;
-	op->alloc_off = s->alloc_off;
 	op->grow_only = s->grow_only;
-	op->keep_size = s->keep_size;
+	op->mode = s->mode;
 	op->npages = op->applied ? 0 : s->npages;
 	op->change.n = s->nranges;
 	op->change.len = s->len;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * op.h - a change on its way to the server: RF_STORE, RF_APPEND, RF_SET_SIZE, RF_PUNCH, RF_SYNC.
+ * op.h - a change on its way to the server: RF_STORE, RF_APPEND, RF_SET_SIZE, RF_FALLOC, RF_SYNC.
  */
 #ifndef AGENT_OP_H
 #define AGENT_OP_H
@@ -44,11 +44,11 @@ struct ag_op {
 	/* In the slot. */
 	struct ag_slot_page *page;
 	uint32_t npages;
-	struct ag_change change; /* STORE: ranges and bytes; APPEND: bytes; PUNCH: the range */
+	struct ag_change change; /* STORE: ranges and bytes; APPEND: bytes; FALLOC: the range */
 
-	/* SET_SIZE */
-	uint64_t size, alloc_off;
-	bool grow_only, keep_size;
+	uint64_t size; /* SET_SIZE */
+	bool grow_only;
+	uint32_t mode; /* FALLOC */
 };
 
 /* NULL: no slot is free (see ag_slot_take); never for SYNC. */

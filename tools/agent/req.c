@@ -297,7 +297,7 @@ static bool extend_send(struct ag_vnode *vn)
 		return false;
 	op->key = vn->extend_key;
 	op->grow_only = true;
-	op->size = op->alloc_off = vn->size;
+	op->size = vn->size;
 	ag_op_send(op);
 	return true;
 }
@@ -619,9 +619,9 @@ static int serve_change(struct ag_req *req)
 		return 0;
 	}
 	op = ag_op_new(vn,
-		       req->q.op == RF_OP_APPEND                                      ? RF_APPEND
-		       : req->q.op == RF_OP_SETSIZE || !(a[0] & FALLOC_FL_PUNCH_HOLE) ? RF_SET_SIZE
-										      : RF_PUNCH,
+		       req->q.op == RF_OP_APPEND    ? RF_APPEND
+		       : req->q.op == RF_OP_SETSIZE ? RF_SET_SIZE
+						    : RF_FALLOC,
 		       false);
 	if (!op)
 		return 0;
@@ -641,15 +641,9 @@ static int serve_change(struct ag_req *req)
 		op->size = a[0];
 		break;
 	default:
-		if (a[0] & FALLOC_FL_PUNCH_HOLE) {
-			op->change.range[0] = (rf_range){a[1], a[2]};
-			op->change.n = 1;
-		} else {
-			op->grow_only = true;
-			op->alloc_off = a[1];
-			op->size = a[1] + a[2];
-			op->keep_size = a[0] & FALLOC_FL_KEEP_SIZE;
-		}
+		op->mode = (uint32_t)a[0];
+		op->change.range[0] = (rf_range){a[1], a[2]};
+		op->change.n = 1;
 	}
 	ag_op_send(op);
 	return 0;

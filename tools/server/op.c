@@ -6,7 +6,7 @@
  *	all others		find the file; if this identity has not found it by a name yet, look the
  *				name up first: rights on the way to a file count too
  *	STATUS FETCH		answer; a read that has to wait for a disk goes to a pool thread
- *	STORE APPEND SET_SIZE PUNCH
+ *	STORE APPEND SET_SIZE FALLOC
  *				change; new dv; breaks to the others; APPLIED; RELEASED when they answered
  *	SYNC			fdatasync in a pool thread; RELEASED when breaks are answered
  *
@@ -26,6 +26,7 @@
 #include "op.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,7 +43,7 @@ static void op_exec(struct srv_op *op);
 
 static bool changes(rf_type type)
 {
-	return type == RF_STORE || type == RF_APPEND || type == RF_SET_SIZE || type == RF_PUNCH;
+	return type == RF_STORE || type == RF_APPEND || type == RF_SET_SIZE || type == RF_FALLOC;
 }
 
 static uint64_t request_id(const struct rf_msg *m)
@@ -54,8 +55,8 @@ static uint64_t request_id(const struct rf_msg *m)
 		return m->body.rf_body_u.append.request;
 	case RF_SET_SIZE:
 		return m->body.rf_body_u.set_size.request;
-	case RF_PUNCH:
-		return m->body.rf_body_u.punch.request;
+	case RF_FALLOC:
+		return m->body.rf_body_u.falloc.request;
 	default:
 		return 0;
 	}
@@ -82,8 +83,8 @@ static rf_file *target(struct rf_msg *m)
 		return &m->body.rf_body_u.append.file;
 	case RF_SET_SIZE:
 		return &m->body.rf_body_u.set_size.file;
-	case RF_PUNCH:
-		return &m->body.rf_body_u.punch.file;
+	case RF_FALLOC:
+		return &m->body.rf_body_u.falloc.file;
 	case RF_SYNC:
 		return &m->body.rf_body_u.sync.file;
 	default:
@@ -162,7 +163,7 @@ static void op_fail(struct srv_op *op, int err)
 	static const char *const name[] = {
 	    [RF_LOOKUP] = "lookup", [RF_STATUS] = "status", [RF_FETCH] = "fetch",
 	    [RF_STORE] = "store",   [RF_APPEND] = "append", [RF_SET_SIZE] = "set size",
-	    [RF_PUNCH] = "punch",   [RF_SYNC] = "sync",
+	    [RF_FALLOC] = "falloc", [RF_SYNC] = "sync",
 	};
 	const rf_file *file = target(&op->msg);
 	char text[RF_MAX_NAME + 1];
@@ -723,7 +724,7 @@ static bool describe(struct what_changed *w, const struct srv_op *op, struct sto
 		one_range(w, before, ch->len, ch->data, false);
 		break;
 	case RF_SET_SIZE:
-		if (!ch->grow_only || (ch->size > before && !ch->keep_size))
+		if (!ch->grow_only || ch->size > before)
 			expect = ch->size;
 		if (expect < before)
 			one_range(w, expect, before - expect, NULL, false);
@@ -731,8 +732,14 @@ static bool describe(struct what_changed *w, const struct srv_op *op, struct sto
 			one_range(w, before, expect - before, NULL, true);
 		break;
 	default:
-		if (ch->nranges)
-			one_range(w, ch->ranges->off, ch->ranges->len, NULL, true);
+		if (ch->mode & FALLOC_FL_PUNCH_HOLE) {
+			if (ch->nranges)
+				one_range(w, ch->ranges->off, ch->ranges->len, NULL, true);
+			break;
+		}
+		if (!(ch->mode & FALLOC_FL_KEEP_SIZE) && ch->ranges->off + ch->ranges->len > before)
+			expect = ch->ranges->off + ch->ranges->len;
+		one_range(w, before, expect - before, NULL, true);
 		break;
 	}
 	/* Somebody else changed it at the same time. */
@@ -829,7 +836,7 @@ static int change_call(struct srv_op *op, bool nowait)
 	case RF_SET_SIZE:
 		return ops->resize(op->file->sf, op->cred, ch, nowait);
 	default:
-		return ops->punch(op->file->sf, op->cred, ch, nowait);
+		return ops->fallocate(op->file->sf, op->cred, ch, nowait);
 	}
 }
 
@@ -875,11 +882,10 @@ static void change_fill(struct srv_op *op)
 	case RF_SET_SIZE:
 		ch->size = m->body.rf_body_u.set_size.size;
 		ch->grow_only = m->body.rf_body_u.set_size.grow_only;
-		ch->alloc_off = m->body.rf_body_u.set_size.alloc_off;
-		ch->keep_size = m->body.rf_body_u.set_size.keep_size;
 		break;
-	case RF_PUNCH:
-		ch->ranges = &m->body.rf_body_u.punch.range;
+	case RF_FALLOC:
+		ch->mode = (int)m->body.rf_body_u.falloc.mode;
+		ch->ranges = &m->body.rf_body_u.falloc.range;
 		ch->nranges = 1;
 		break;
 	default:
@@ -1146,7 +1152,7 @@ void srv_request(struct srv_conn *conn, struct rf_msg *msg, void *payload, size_
 	case RF_STORE:
 	case RF_APPEND:
 	case RF_SET_SIZE:
-	case RF_PUNCH:
+	case RF_FALLOC:
 	case RF_SYNC:
 		file_request(conn, msg, payload, len);
 		return; /* msg is the request's now */

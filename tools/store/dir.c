@@ -985,47 +985,38 @@ static int dir_resize(struct store_file *file, const struct store_cred *cred,
 	struct dir_change c;
 	int err;
 
-	if (end > INT64_MAX || ch->alloc_off > INT64_MAX)
+	if (end > INT64_MAX)
 		return -EFBIG;
 	err = change_begin(&c, file, cred, ch, nowait);
 	if (err)
 		return err;
 	size = ch->before.size;
-	if (!ch->grow_only && end == size)
+	if (ch->grow_only ? end <= size : end == size)
 		return change_end(&c, false, 0);
 	if (nowait && !file->vol->ram) {
-		/* Freeing and allocating may wait for the journal; growing only for the last page.
-		 */
-		err = ch->grow_only || end < size ? -EAGAIN : edge(&c, size, size, true);
+		/* Freeing may wait for the journal; growing only for the last page. */
+		err = end < size ? -EAGAIN : edge(&c, size, size, true);
 		if (err)
 			return change_end(&c, false, err);
 	}
-	if (ch->undo && (!ch->grow_only || (end > size && !ch->keep_size))) {
+	if (ch->undo) {
 		ch->undo->nranges = 0;
 		if (end < size)
 			undo_arm(&c, STORE_UNDO_FINISH, end, 0, 0);
 		else
 			undo_arm(&c, STORE_UNDO_BYTES, size, end, 0);
 	}
-	if (ch->grow_only && ch->alloc_off < end) {
-		if (fallocate(c.fd, ch->keep_size ? FALLOC_FL_KEEP_SIZE : 0, (off_t)ch->alloc_off,
-			      (off_t)(end - ch->alloc_off)))
-			err = -errno;
-	} else if (!ch->grow_only || (end > size && !ch->keep_size)) {
-		if (ftruncate(c.fd, (off_t)end))
-			err = -errno;
+	if (ftruncate(c.fd, (off_t)end)) {
+		err = -errno;
+		ch->torn = dir_attr(file, c.fd, &now) || now.size != size;
 	}
-	/* Allocation may have got halfway. */
-	if (err &&
-	    (dir_attr(file, c.fd, &now) || ((now.size != size || now.blocks != ch->before.blocks) &&
-					    ftruncate(c.fd, (off_t)size))))
-		ch->torn = true;
 	return change_end(&c, true, err);
 }
 
-static int dir_punch(struct store_file *file, const struct store_cred *cred,
-		     struct store_change *ch, bool nowait)
+static int dir_fallocate(struct store_file *file, const struct store_cred *cred,
+			 struct store_change *ch, bool nowait)
 {
+	const bool punch = ch->mode & FALLOC_FL_PUNCH_HOLE;
 	rf_range *r = ch->ranges;
 	struct store_attr now = {0};
 	struct dir_change c;
@@ -1033,22 +1024,35 @@ static int dir_punch(struct store_file *file, const struct store_cred *cred,
 
 	if (ch->nranges != 1 || !r->len || r->off > INT64_MAX || r->len > INT64_MAX - r->off)
 		return -EINVAL;
+	if (ch->mode != 0 && ch->mode != FALLOC_FL_KEEP_SIZE &&
+	    ch->mode != (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE))
+		return -EOPNOTSUPP;
 	err = change_begin(&c, file, cred, ch, nowait);
 	if (err)
 		return err;
 	if (nowait && !file->vol->ram)
 		return change_end(&c, false, -EAGAIN);
-	if (ch->undo) {
+	if (ch->undo && punch) {
 		ch->undo->nranges = 1;
 		ch->undo->range[0] = *r;
 		undo_arm(&c, STORE_UNDO_FINISH, UINT64_MAX, 0, 0);
+	} else if (ch->undo && !ch->mode && r->off + r->len > ch->before.size) {
+		ch->undo->nranges = 0;
+		undo_arm(&c, STORE_UNDO_BYTES, ch->before.size, r->off + r->len, 0);
 	}
-	if (fallocate(c.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)r->off,
-		      (off_t)r->len)) {
+	if (fallocate(c.fd, ch->mode, (off_t)r->off, (off_t)r->len)) {
 		err = -errno;
-		ch->torn = dir_attr(file, c.fd, &now) || now.ctime != ch->before.ctime;
+		if (punch)
+			ch->torn = dir_attr(file, c.fd, &now) || now.ctime != ch->before.ctime;
+		else /* it may have got halfway */
+			ch->torn =
+			    dir_attr(file, c.fd, &now) ||
+			    ((now.size != ch->before.size || now.blocks != ch->before.blocks) &&
+			     ftruncate(c.fd, (off_t)ch->before.size));
 		return change_end(&c, true, err);
 	}
+	if (!punch)
+		return change_end(&c, true, 0);
 	r->len = inside(r, ch->before.size);
 	ch->nranges = r->len > 0;
 	return change_end(&c, true, 0);
@@ -1216,7 +1220,7 @@ const struct store_ops store_dir = {
     .store = dir_store,
     .append = dir_append,
     .resize = dir_resize,
-    .punch = dir_punch,
+    .fallocate = dir_fallocate,
     .recover = dir_recover,
     .never_durable = dir_never_durable,
     .sync = dir_sync,
