@@ -19,7 +19,8 @@ endif
 
 # Everything a fresh Debian 12 needs, in one place.
 PACKAGES := gcc make pkg-config libc6-dev linux-libc-dev rpcsvc-proto libtirpc-dev libuv1-dev \
-            libunwind-dev libbsd-dev libcriterion-dev util-linux python3-minimal
+            libunwind-dev libbsd-dev libcriterion-dev util-linux mount e2fsprogs xfsprogs \
+            python3-minimal
 
 PC       := pkg-config
 WARN     := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla

@@ -3,7 +3,8 @@
 #
 # lib.sh - one machine plays a file server and two hosts, or more.
 #
-#	$T/vol		the directory that the server serves, and the volume's path on all hosts
+#	$T/vol		the directory that the server serves, and the volume's path on all hosts; export_on
+#			puts it on a file system of the test's choice
 #	$T/stale	what host B (and C, D) finds there instead: a frozen copy, bind-mounted over $T/vol
 #			in a mount namespace of its own, so whatever bypasses Refault shows old bytes
 #	$T/a, $T/b	the hosts' runtime directories, each with an agent of its own
@@ -134,6 +135,31 @@ if [ "$VARIANT" = @nobody ]; then
 	fi
 	AS=(setpriv --reuid=65534 --regid=65534 --clear-groups --)
 fi
+
+# export_on FS [MKFS-OPTION...]: $T/vol on a new ext4, xfs (with reflink) or tmpfs; before it is filled.
+# Or 1, and WHY says why not.  The images are in memory, so nobody waits for a disk.
+export_on() {
+	local fs=$1 size=256M mk=(-F -b 4096) # small ones would get blocks of 1024 bytes
+	shift
+	if [ "$(id -u)" -ne 0 ]; then
+		WHY="needs root to mount a file system"
+		return 1
+	fi
+	if [ "$fs" = tmpfs ]; then
+		WHY=$(mount -t tmpfs -o size=$size,mode=755 tmpfs "$T/vol" 2>&1)
+		return
+	fi
+	if ! command -v "mkfs.$fs" >/dev/null; then
+		WHY="there is no mkfs.$fs"
+		return 1
+	fi
+	[ "$fs" = xfs ] && size=320M mk=(-f -m reflink=1) # it makes none below 300M
+	mkdir "$T/img"
+	WHY=$(mount -t tmpfs -o size=400M,mode=700 tmpfs "$T/img" 2>&1 &&
+		truncate -s $size "$T/img/$fs" 2>&1 && "mkfs.$fs" -q "${mk[@]}" "$@" "$T/img/$fs" 2>&1 &&
+		mount -t "$fs" -o loop "$T/img/$fs" "$T/vol" 2>&1) || return
+	rm -rf "$T/vol/lost+found"
+}
 
 VOLUMES() { echo "$T/vol=unix:$SOCK,name=vol"; }
 
@@ -299,7 +325,12 @@ cleanup() {
 		done
 	fi
 	if declare -F cleanup_more >/dev/null; then cleanup_more; fi
-	if [ -n "${KEEP:-}" ]; then echo "kept $T"; else rm -rf "$T"; fi
+	if [ -n "${KEEP:-}" ]; then
+		echo "kept $T"
+		return
+	fi
+	for p in vol img; do mountpoint -q "$T/$p" && umount -l "$T/$p"; done
+	rm -rf "$T"
 }
 trap cleanup EXIT
 trap 'exit 130' INT
