@@ -79,10 +79,11 @@ int slot_wait_lock(struct ctx *c, struct vnode *vn); /* until `invalidate` is cl
  * Make a cached page DIRTY with a complete twin.  Slot held.  0: it is DIRTY (was, or is now);
  * -EAGAIN: WRITEBACK or REJECTED: leave the slot, page_wait, start over;
  * -EFAULT: not cached: leave, agent_fault, start over; -ENOMEM: no free twin: leave, page_reclaim,
- * start over; -EBUSY: DIRTY under another key: leave, page_flush_other, start over, not for ever.
+ * start over; -EBUSY: DIRTY under another key: leave, page_flush_other, start over, not for ever;
+ * -EINPROGRESS: the vnode is frozen, whatever the page is: leave, vnode_thaw, start over.
  */
 int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t key, uint64_t *seen);
-/* -EHOSTDOWN, here and in slot_wait_lock: there is no agent any more that could end the wait. */
+/* -EHOSTDOWN, here, in slot_wait_lock and vnode_thaw: no agent is left that could end the wait. */
 int page_wait(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t seen);
 int page_reclaim(struct ctx *c, sys_mask mask);
 int page_flush_other(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t n, sys_mask mask);

@@ -10,7 +10,8 @@
  *	claim a slot for the page (a run of pages for reads); invalidate set -> release, wait, again
  *	promise not valid, or page not cached -> release, ask the agent, again
  *	read:  CONTINUE the run write-protected; look again whether the promise held: no -> zap, again
- *	write: mkwrite (the word is DIRTY from here); CONTINUE or un-protect this one page
+ *	write: mkwrite (the word is DIRTY from here); CONTINUE or un-protect this one page; frozen ->
+ *		release, wait, again
  *	release
  *
  * What the page tables hold is never trusted, only the word: a fault may be "missing" or "minor" by
@@ -149,6 +150,10 @@ static int private_store(struct ctx *c, const struct map_entry *e, uintptr_t a, 
 	return r == 0 || r == -EEXIST ? unprotect(c, a) : r;
 }
 
+/*
+ * Where CONTINUE cannot protect, a load through a writable mapping comes here, too, and waits while
+ * the vnode is frozen, as stores do: a PTE that may be stored through is what frozen keeps out.
+ */
 static int shared_store(struct ctx *c, struct vnode *vn, uint32_t key, uintptr_t a, uint64_t page,
 			bool present, uint64_t *seen)
 {
@@ -274,6 +279,14 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 			count(c, RF_R_WB_WAIT);
 			rf_syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, &held, 8);
 			r = page_wait(c, vn, page, seen);
+			sys_setmask(held);
+			if (r)
+				return r;
+			continue;
+		}
+		if (r == -EINPROGRESS) { /* frozen */
+			rf_syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, &held, 8);
+			r = vnode_thaw(c, vn);
 			sys_setmask(held);
 			if (r)
 				return r;

@@ -10,7 +10,7 @@
  *
  * Writing, in chunks of 64 KiB: copy the source into a private buffer (it may be managed memory,
  * and the memfd's inode lock is held over the copy in the kernel); have the pages cached; slot;
- * mkwrite; pwrite; mark the range as written; leave.
+ * mkwrite; pwrite; mark the range as written; leave.  A frozen vnode is waited for without a slot.
  *
  * Position.  It is the kernel's, shared by all who share the open file.  It is reserved before
  * the transfer, by one lseek(fd, n, SEEK_CUR), which the kernel does under its position lock: two
@@ -381,6 +381,8 @@ static ssize_t write_chunk(struct ctx *c, struct file *f, const char *buf, size_
 		slot_leave(&slot);
 		if (r == -EAGAIN)
 			r = page_wait(c, vn, bad, seen);
+		else if (r == -EINPROGRESS)
+			r = vnode_thaw(c, vn);
 		else if (r == -ENOMEM)
 			r = page_reclaim(c, sys_getmask());
 		else if (r == -EFAULT)

@@ -6,6 +6,7 @@
  *	UPTODATE: take a free twin, copy the page from the alias, CAS -> DIRTY|key|twin.
  *	Lost the CAS: give the twin back, look again.
  *	DIRTY under another key: have it flushed under that one first, then start over.
+ *	The vnode is frozen: no store to any page, DIRTY ones neither, until it is not.
  *
  * The twin is complete before the CAS, so that a program that dies at any point leaves either a
  * clean page and an unreferenced twin (the agent frees it) or a dirty page with a good twin.
@@ -76,6 +77,13 @@ int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t key, u
 	rf_word *word = vnode_word(vn, page);
 	const char *alias = atomic_load(&vn->alias);
 
+	/*
+	 * One look does for all of the slot's life: frozen is set in the exclusive side, which has
+	 * come and gone before the slot was claimed (then it shows here: slot_try_masked has seen
+	 * `invalidate` go, which went after it), or waits for the slot to be let go of.
+	 */
+	if (atomic_load(&atomic_load(&vn->st)->frozen))
+		return -EINPROGRESS;
 	for (;;) {
 		uint64_t w = atomic_load(word);
 		int t;

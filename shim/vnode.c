@@ -5,6 +5,7 @@
  * A vnode is found by scanning the pool up to its high-water mark; programs hold few of them, and
  * the fault path goes by the mapping's own pointer.
  *
+ * Counters: frozen-wait.
  * Locks: ctx->lock for refs 0 <-> 1 and for growing the views.
  */
 #include <fcntl.h>
@@ -266,6 +267,18 @@ void vnode_put(struct ctx *c, struct vnode *vn)
 	sys_unlock(&c->lock, m);
 	fd_unhide(c, data_fd);
 	fd_unhide(c, state_fd);
+}
+
+int vnode_thaw(struct ctx *c, struct vnode *vn)
+{
+	struct rf_vnode *st = atomic_load(&vn->st);
+	uint32_t v;
+
+	count(c, RF_R_FROZEN_WAIT);
+	while ((v = atomic_load(&st->frozen)) != 0)
+		if (sys_futex_wait(&st->frozen, v, 1000) == -ETIMEDOUT && agent_gone(c))
+			return -EHOSTDOWN;
+	return 0;
 }
 
 bool vnode_valid(const struct ctx *c, const struct vnode *vn)

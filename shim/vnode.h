@@ -59,6 +59,12 @@ void vnode_forget_aliases(struct ctx *c);
 /* Just attached: tell the agent of every vnode that came with the fork. 0 or the first error. */
 int vnode_readopt(struct ctx *c);
 
+/*
+ * Until `frozen` is clear; nothing held.  0 or -EHOSTDOWN.  Handlers wait with the signal mask of the
+ * code they interrupted: a structural change may take as long as the server does.
+ */
+int vnode_thaw(struct ctx *c, struct vnode *vn);
+
 /* The callback promise holds now.  Async-signal-safe, ~10 ns. */
 bool vnode_valid(const struct ctx *c, const struct vnode *vn);
 

@@ -18,6 +18,7 @@
 	X(MKWRITE_LOST, "mkwrite-lost", "mkwrite lost the race for the page word")                 \
 	X(WB_WAIT, "writeback-wait", "store that waited for a write-back")                         \
 	X(LOCK_WAIT, "lock-wait", "shared side waited for invalidate_lock")                        \
+	X(FROZEN_WAIT, "frozen-wait", "store that waited for a structural change")                 \
 	X(READ, "read", "read from the cache")                                                     \
 	X(READ_RETRY, "read-retry", "optimistic read that had to start over")                      \
 	X(WRITE, "write", "write to the cache")                                                    \
