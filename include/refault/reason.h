@@ -24,6 +24,9 @@
 	X(WRITE, "write", "write to the cache")                                                    \
 	X(STRIP_DONE, "strip-done", "mapping stripped by the stripper")                            \
 	X(REQUEST, "request", "request to the agent")                                              \
+	X(PIN, "pin", "pages pinned for I/O")                                                      \
+	X(PIN_WAIT, "pin-wait", "truncate or its like that waited for a pin")                      \
+	X(SEQUESTER, "sequester", "pinned page taken out of its file all the same")                \
 	X(VALIDATE, "validate", "status asked from the server")                                    \
 	X(BREAK, "break", "callback break")                                                        \
 	X(MASS_BREAK, "mass-break", "server forgot its promises, or the connection was lost")      \

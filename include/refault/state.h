@@ -249,22 +249,33 @@ struct rf_slot {
 
 /*
  * A pin: I/O uses these pages right now (a system call with a buffer in a mapping), or may at any time
- * until it is told otherwise (LONG: refault_pin).  Truncate and its kin ask for pins first, see agent.h.
- * Taken in a slot that names the vnode, with frozen clear: `taken` by CAS, the rest, vnode last with
- * release order.  Given back by vnode = 0, then taken = 0.
+ * until it is told otherwise (refault_pin).  Truncate and its kin ask for pins first, see agent.h.
+ * Taken in a slot that names the vnode, with frozen clear: `taken` by CAS to a ticket that no pin of
+ * this program had before, the rest, vnode last with release order.  Given back by vnode = 0, then
+ * taken = 0.
  *
- * LONG: before it is taken its pages are DIRTY, and they stay so until it is gone (a flush sends
- * what differs and keeps the twin), so they are never dropped for a break or for want of memory but
- * merged in place, and a strip that the agent orders leaves their PTEs.
+ * LONG: the I/O stores past the page tables, or finds the pages through them at any time (refault_pin,
+ * reads with O_DIRECT).  Its pages become DIRTY after it was taken and before they are used, and stay
+ * so until it is gone (a flush sends what differs and keeps the twin): so they are never dropped for a
+ * break or for want of memory but merged in place, and a strip for a break leaves their PTEs.
+ *
+ * The agent notes here, under the pin's ticket, what it took away all the same (`sequester`): these
+ * pages are no part of the file any more, and nobody waits for the pin on their behalf.  It
+ * remembers one range; of a second one that does not touch it only the number of pages.
  */
 enum { RF_PIN_LONG = 1 };
 
 struct rf_pin {
-	_Atomic uint32_t taken;
-	_Atomic uint32_t vnode; /* 0: none */
-	_Atomic uint32_t owner; /* thread id */
+	_Alignas(64) _Atomic uint32_t taken; /* 0: free; else the ticket */
+	_Atomic uint32_t vnode;              /* 0: none */
+	_Atomic uint32_t owner;              /* thread id */
 	_Atomic uint32_t flags;
 	_Atomic uint64_t page, npages;
+
+	/* written by the agent */
+	_Atomic uint64_t orphan_first, orphan_end;
+	_Atomic uint64_t orphans;       /* pages */
+	_Atomic uint32_t orphan_ticket; /* the above is about that pin */
 };
 
 /* Where the agent's answer to one request arrives. */

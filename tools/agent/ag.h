@@ -9,7 +9,7 @@
  *	agent io		context, loop, timers, memory, going on after a crash; descriptors
  *	peer proc		connections that are not a program yet; attached programs
  *	task			work that needs a vnode for itself: invalidate_lock, strips, workers
- *	vnode change fetch	files: made; dropped, resized, changed, stripped; validated, filled
+ *	vnode pin change fetch	files: made; in use by I/O; dropped, resized, changed, stripped; validated, filled
  *	journal op		changes on their way to the server, where a crash does not reach them
  *	flush reject		write-back; what becomes of changes that the server refuses
  *	brk server key		breaks; connections to servers, leases, mass breaks; identities

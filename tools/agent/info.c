@@ -13,6 +13,7 @@
 #include "journal.h"
 #include "key.h"
 #include "peer.h"
+#include "pin.h"
 #include "proc.h"
 #include "server.h"
 #include "vnode.h"
@@ -134,6 +135,7 @@ char *ag_info_status(struct ag *ag, size_t *len)
 		if (vn)
 			one_vnode(f, vn, nd[id]);
 	}
+	ag_pins_show(ag, f);
 	rejections(f, ag);
 	for (unsigned i = 0; i < RF_REASONS; i++) {
 		sum = ag->count[i] + ag->gone[i];
