@@ -126,13 +126,16 @@ int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t key, u
 
 int page_wait(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t seen)
 {
+	_Atomic uint32_t *waiting = &atomic_load(&vn->st)->waiting;
 	rf_word *word = vnode_word(vn, page);
+	int r = 0;
 
-	if (atomic_load(word) == seen &&
-	    sys_futex_wait(sys_word_futex(word), (uint32_t)seen, 100) == -ETIMEDOUT &&
-	    agent_gone(c))
-		return -EHOSTDOWN;
-	return 0;
+	/* Raised first: whoever changes the word after that look sees it, and wakes us. */
+	atomic_fetch_add(waiting, 1);
+	if (atomic_load(word) == seen)
+		r = sys_futex_wait(sys_word_futex(word), (uint32_t)seen, 100);
+	atomic_fetch_sub(waiting, 1);
+	return r == -ETIMEDOUT && agent_gone(c) ? -EHOSTDOWN : 0;
 }
 
 int page_reclaim(struct ctx *c, sys_mask mask)

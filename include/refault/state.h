@@ -27,7 +27,8 @@
  *	any        -> REJECTED    agent: the server refused the write-back; gen + 1, then EMPTY
  *
  * Whoever changes a word that others may wait for (WRITEBACK, REJECTED) wakes the futex on its low
- * half.  The generation changes whenever the content changes other than by the programs' own
+ * half; who waits has raised `waiting` before it looked at the word a last time, so whoever has
+ * changed many looks there first.  The generation changes whenever the content changes other than by the programs' own
  * stores, so that optimistic readers and mkwrite's CAS notice.
  *
  * Counters: cb_break, cb_s_break count breaks and mass breaks; a promise holds while
@@ -172,6 +173,7 @@ struct rf_vnode {
 	/* written by programs */
 	_Alignas(64) _Atomic uint32_t dirtied; /* set before every CAS to DIRTY (slot held); hint */
 	_Atomic uint32_t mappings; /* a hint for the agent: managed mappings were made */
+	_Atomic uint32_t waiting;  /* threads that may sleep on a page word; a dead one counts on */
 
 	_Alignas(64) char end[];
 };

@@ -205,6 +205,144 @@ Test(agent_words, sync_bit_and_generation_wrap)
 	cr_assert_eq(rf_w_twin(w), 0u);
 }
 
+/* Of many words only clean ones are taken, up to the first that is not; each has its own generation. */
+Test(agent_words, take_and_gone)
+{
+	const uint64_t clean = rf_w_clean(0, RF_PG_UPTODATE, 7);
+	const uint64_t dirty =
+	    clean - RF_PG_UPTODATE + RF_PG_DIRTY + ((uint64_t)5 << RF_W_TWIN_SHIFT);
+	rf_word w[8] = {clean, rf_w_clean(0, RF_PG_UPTODATE, UINT32_MAX),
+			clean, dirty,
+			clean, clean | RF_W_SYNC,
+			0,     clean};
+
+	cr_assert_eq(ag_words_take(w, 2), 2);
+	cr_assert_eq(w[0], rf_w_clean(0, RF_PG_WRITEBACK, 8));
+	cr_assert_eq(w[1], rf_w_clean(0, RF_PG_WRITEBACK, 0), "the generation wraps");
+	cr_assert_eq(w[2], clean, "past the end");
+	cr_assert_eq(ag_words_take(w + 2, 6), 1);
+	cr_assert_eq(ag_words_take(w + 3, 5), 0);
+	cr_assert_eq(ag_words_take(w + 4, 4), 1);
+	cr_assert_eq(w[5], clean | RF_W_SYNC);
+	cr_assert_eq(ag_words_take(w + 5, 3), 0);
+	cr_assert_eq(ag_words_take(w + 6, 2), 0);
+
+	w[3] = rf_w_to(dirty, RF_PG_WRITEBACK);
+	cr_assert_eq(ag_words_gone(w, 8), 4);
+	cr_assert_eq(w[0], rf_w_clean(0, RF_PG_EMPTY, 8), "no second step of the generation");
+	cr_assert_eq(w[3], rf_w_to(dirty, RF_PG_WRITEBACK), "in flight: not the dropper's");
+	cr_assert_eq(w[7], clean);
+	cr_assert_eq(ag_words_gone(w, 8), 0);
+}
+
+enum { BULK = 512, BULK_ROUNDS = 400 };
+
+static struct bulk {
+	rf_word word[BULK];
+	_Atomic uint32_t waiting, round, left;
+	_Atomic uint64_t dirtied;
+	pthread_barrier_t start, end;
+} bulk;
+
+/* mkwrite, as page_mkwrite does it: read the word, copy, CAS. */
+static void *bulk_mkwrite(void *arg)
+{
+	(void)arg;
+	for (unsigned r = 0; r < BULK_ROUNDS; r++) {
+		pthread_barrier_wait(&bulk.start);
+		for (unsigned i = BULK; i--;) {
+			uint64_t w = atomic_load(&bulk.word[i]);
+
+			if (rf_w_state(w) == RF_PG_UPTODATE &&
+			    atomic_compare_exchange_strong(&bulk.word[i], &w,
+							   rf_w_clean(w, RF_PG_DIRTY, 0) |
+							       (uint64_t)9 << RF_W_TWIN_SHIFT))
+				atomic_fetch_add(&bulk.dirtied, 1);
+		}
+		pthread_barrier_wait(&bulk.end);
+	}
+	return NULL;
+}
+
+/* Each page is the dropper's or the writer's, never both's, and never nobody's. */
+Test(agent_words, take_against_mkwrite, .timeout = 60)
+{
+	pthread_t t;
+
+	pthread_barrier_init(&bulk.start, NULL, 2);
+	pthread_barrier_init(&bulk.end, NULL, 2);
+	cr_assert_eq(pthread_create(&t, NULL, bulk_mkwrite, NULL), 0);
+	for (unsigned r = 0; r < BULK_ROUNDS; r++) {
+		uint64_t taken = 0, dirty = 0;
+
+		for (unsigned i = 0; i < BULK; i++)
+			bulk.word[i] = rf_w_clean(0, RF_PG_UPTODATE, r);
+		bulk.dirtied = 0;
+		pthread_barrier_wait(&bulk.start);
+		for (unsigned i = 0; i < BULK;) {
+			uint64_t n = ag_words_take(&bulk.word[i], BULK - i);
+
+			taken += n;
+			i += n ? n : 1;
+		}
+		pthread_barrier_wait(&bulk.end);
+		cr_assert_eq(ag_words_gone(bulk.word, BULK), taken);
+		for (unsigned i = 0; i < BULK; i++)
+			dirty += rf_w_state(bulk.word[i]) == RF_PG_DIRTY;
+		cr_assert_eq(dirty, bulk.dirtied, "a store's page was dropped");
+		cr_assert_eq(dirty + taken, BULK);
+	}
+	pthread_join(t, NULL);
+}
+
+/* page_wait's protocol, but without its patience. */
+static void *bulk_wait(void *arg)
+{
+	rf_word *word = &bulk.word[(uintptr_t)arg];
+
+	for (unsigned r = 0; r < BULK_ROUNDS; r++) {
+		uint64_t w;
+
+		pthread_barrier_wait(&bulk.start);
+		while (rf_w_state(w = atomic_load(word)) == RF_PG_WRITEBACK) {
+			atomic_fetch_add(&bulk.waiting, 1);
+			if (atomic_load(word) == w)
+				syscall(SYS_futex, word, FUTEX_WAIT, (uint32_t)w, NULL, NULL, 0);
+			atomic_fetch_sub(&bulk.waiting, 1);
+		}
+		pthread_barrier_wait(&bulk.end);
+	}
+	return NULL;
+}
+
+/* Who sleeps on a word of many is woken, though nobody is for words that nobody waits for. */
+Test(agent_words, gone_wakes_who_waits, .timeout = 60)
+{
+	pthread_t t[2];
+	unsigned waited = 0;
+
+	pthread_barrier_init(&bulk.start, NULL, 3);
+	pthread_barrier_init(&bulk.end, NULL, 3);
+	cr_assert_eq(pthread_create(&t[0], NULL, bulk_wait, (void *)0), 0);
+	cr_assert_eq(pthread_create(&t[1], NULL, bulk_wait, (void *)(uintptr_t)(BULK - 1)), 0);
+	for (unsigned r = 0; r < BULK_ROUNDS; r++) {
+		for (unsigned i = 0; i < BULK; i++)
+			bulk.word[i] = rf_w_clean(0, RF_PG_WRITEBACK, r);
+		pthread_barrier_wait(&bulk.start);
+		for (unsigned spin = 0; spin < r * 16; spin++)
+			ag_relax();
+		cr_assert_eq(ag_words_gone(bulk.word, BULK), BULK);
+		if (atomic_load(&bulk.waiting)) {
+			ag_words_wake(bulk.word, BULK);
+			waited++;
+		}
+		pthread_barrier_wait(&bulk.end); /* for ever, if one of them is forgotten */
+	}
+	cr_assert(waited, "nobody ever waited: this tested nothing");
+	for (unsigned i = 0; i < 2; i++)
+		pthread_join(t[i], NULL);
+}
+
 /* ---- diff ---- */
 
 static _Alignas(4096) unsigned char page[4096], twin[4096], theirs[4096];

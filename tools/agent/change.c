@@ -66,7 +66,7 @@ static bool clean_in_place(struct ag_vnode *vn, uint64_t page, uint64_t w, void 
 		return false;
 	if (ag_guard(fn, t)) { /* a program punched it */
 		ag_word_move(word, busy, rf_w_clean(busy, RF_PG_EMPTY, 0));
-		ag_vn_cached(vn, false);
+		ag_vn_uncached(vn, 1);
 		return true;
 	}
 	ag_word_move(word, busy, rf_w_clean(busy, RF_PG_UPTODATE, 0));
@@ -147,16 +147,14 @@ static void take_clean(struct ag_task *t, uint64_t first, uint64_t end, uint64_t
 	uint64_t page;
 
 	while (max && ag_scan_next(&s, &page)) {
-		rf_word *word = &vn->word[page];
-		uint64_t w = atomic_load(word), busy = rf_w_clean(w, RF_PG_WRITEBACK, 1);
+		const uint64_t n = ag_words_take(&vn->word[page], ag_min(max, s.upto - page));
 
-		if (rf_w_state(w) != RF_PG_UPTODATE || (w & RF_W_SYNC))
+		if (!n)
 			continue;
-		if (!ag_word_move(word, w, busy))
-			continue; /* it is dirty now */
-		ag_task_punch(t, page);
-		ag_count(vn->ag, RF_R_DROP, 1);
-		max--;
+		ag_task_punch(t, page, n);
+		ag_count(vn->ag, RF_R_DROP, n);
+		max -= n;
+		s.page = page + n;
 	}
 }
 
@@ -183,16 +181,15 @@ static bool take_any(struct ag_task *t, uint64_t page)
 static void gone(struct ag_vnode *vn, uint64_t first, uint64_t end)
 {
 	struct ag_scan s = ag_scan(vn, first, end);
-	uint64_t page;
+	uint64_t page, n, moved;
 
 	while (ag_scan_next(&s, &page)) {
-		rf_word *word = &vn->word[page];
-		uint64_t w = atomic_load(word);
-
-		if (rf_w_state(w) != RF_PG_WRITEBACK || ag_w_twinned(w))
-			continue;
-		if (ag_word_move(word, w, rf_w_clean(w, RF_PG_EMPTY, 0)))
-			ag_vn_cached(vn, false);
+		n = s.upto - page;
+		moved = ag_words_gone(&vn->word[page], n);
+		ag_vn_uncached(vn, moved);
+		if (moved && atomic_load(&vn->st->waiting))
+			ag_words_wake(&vn->word[page], n);
+		s.page = page + n;
 	}
 }
 
@@ -439,7 +436,7 @@ static void punch(struct ag_task *t, uint64_t off, uint64_t end)
 			ag_page_zero(vn, page, 0, RF_PAGE_SIZE);
 			continue;
 		}
-		ag_task_punch(t, page);
+		ag_task_punch(t, page, 1);
 		ag_count(vn->ag, RF_R_DROP, 1);
 	}
 }
@@ -630,7 +627,7 @@ static void excise_page(struct ag_task *t, uint64_t page, uint64_t w)
 	}
 	if (ag_word_move(&vn->word[page], w, rf_w_clean(w, RF_PG_WRITEBACK, 0)))
 		ag_twin_free(vn->ag, rf_w_twin(w));
-	ag_task_punch(t, page);
+	ag_task_punch(t, page, 1);
 }
 
 /*

@@ -174,7 +174,7 @@ static int fill_run(struct ag_vnode *vn, uint64_t page, uint64_t n, const unsign
 
 			if (rf_w_state(w) == RF_PG_EMPTY &&
 			    ag_word_move(word, w, rf_w_clean(w, RF_PG_UPTODATE, 0))) {
-				ag_vn_cached(vn, true);
+				ag_vn_cached(vn);
 				ag_count(ag, RF_R_FETCH_PAGE, 1);
 			}
 		}

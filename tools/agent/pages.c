@@ -28,6 +28,41 @@ bool ag_word_move(rf_word *word, uint64_t w, uint64_t to)
 	return true;
 }
 
+uint64_t ag_words_take(rf_word *word, uint64_t n)
+{
+	uint64_t i;
+
+	for (i = 0; i < n; i++) {
+		uint64_t w = atomic_load_explicit(&word[i], memory_order_relaxed);
+
+		if (rf_w_state(w) != RF_PG_UPTODATE || (w & RF_W_SYNC) ||
+		    !atomic_compare_exchange_strong(&word[i], &w,
+						    rf_w_clean(w, RF_PG_WRITEBACK, 1)))
+			break;
+	}
+	return i;
+}
+
+uint64_t ag_words_gone(rf_word *word, uint64_t n)
+{
+	uint64_t moved = 0;
+
+	for (uint64_t i = 0; i < n; i++) {
+		uint64_t w = atomic_load_explicit(&word[i], memory_order_relaxed);
+
+		if (rf_w_state(w) == RF_PG_WRITEBACK && !ag_w_twinned(w))
+			moved += atomic_compare_exchange_strong(&word[i], &w,
+								rf_w_clean(w, RF_PG_EMPTY, 0));
+	}
+	return moved;
+}
+
+void ag_words_wake(rf_word *word, uint64_t n)
+{
+	for (uint64_t i = 0; i < n; i++)
+		ag_futex_wake(&word[i]);
+}
+
 /* ---- diff ---- */
 
 /* n more changed bytes at off.  Inline: for a line that is all changed n is known. */

@@ -37,6 +37,19 @@ static inline uint64_t ag_w_reject(uint64_t w)
 /* w -> to if nobody was faster; wakes who waits for the word. */
 bool ag_word_move(rf_word *word, uint64_t w, uint64_t to);
 
+/*
+ * Many words at once, for a file that is dropped as a whole: the same transitions, each by CAS, and no
+ * system call.
+ *
+ * ag_words_take: UPTODATE, without SYNC -> WRITEBACK, gen + 1: the pages at the beginning of n that
+ *	are so; returns how many.
+ * ag_words_gone: WRITEBACK without twin -> EMPTY, wherever among n; returns how many.  After it, if
+ *	rf_vnode.waiting says that somebody may wait for one of them: ag_words_wake.
+ */
+uint64_t ag_words_take(rf_word *word, uint64_t n);
+uint64_t ag_words_gone(rf_word *word, uint64_t n);
+void ag_words_wake(rf_word *word, uint64_t n);
+
 /* Byte ranges and their bytes, as a STORE carries them. */
 struct ag_change {
 	rf_range *range;

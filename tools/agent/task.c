@@ -254,12 +254,12 @@ void ag_task_slow(struct ag_task *t, uint64_t now)
 
 /* ---- workers ---- */
 
-void ag_task_punch(struct ag_task *t, uint64_t page)
+void ag_task_punch(struct ag_task *t, uint64_t page, uint64_t n)
 {
 	struct ag_run *r = t->nruns ? &t->run[t->nruns - 1] : NULL;
 
 	if (r && r->page + r->n == page) {
-		r->n++;
+		r->n += n;
 		return;
 	}
 	if (!t->run || t->nruns == t->runs_cap) {
@@ -267,7 +267,7 @@ void ag_task_punch(struct ag_task *t, uint64_t page)
 		t->run = ag_realloc(t->run, t->runs_cap * sizeof(*r));
 	}
 	r = &t->run[t->nruns++];
-	*r = (struct ag_run){page, 1};
+	*r = (struct ag_run){page, n};
 }
 
 /* In a worker thread. */

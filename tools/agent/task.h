@@ -83,8 +83,8 @@ void ag_task_unlock(struct ag_task *t);
 void ag_task_strip(struct ag_task *t, ag_step next);
 /* Punch t->run and resize in a worker (at once, if there is nothing to do); next with t->err. */
 void ag_task_work(struct ag_task *t, ag_step next);
-/* One more page to punch. */
-void ag_task_punch(struct ag_task *t, uint64_t page);
+/* More pages to punch. */
+void ag_task_punch(struct ag_task *t, uint64_t page, uint64_t n);
 
 /* A stripper's answer; a program that can give none any more. */
 void ag_task_stripped(struct ag_proc *p, const struct rf_strip *s);

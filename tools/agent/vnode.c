@@ -135,7 +135,7 @@ bool ag_scan_next(struct ag_scan *s, uint64_t *page)
 				return false;
 			h = lseek(s->vn->state_fd, d, SEEK_HOLE);
 			s->page = ag_max(s->page, ((uint64_t)d - RF_VNODE_HDR) / 8);
-			s->upto = h < 0 ? s->end : ((uint64_t)h - RF_VNODE_HDR) / 8;
+			s->upto = h < 0 ? s->end : ag_min(s->end, ((uint64_t)h - RF_VNODE_HDR) / 8);
 		}
 	}
 	if (s->page >= s->end)

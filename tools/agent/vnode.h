@@ -150,17 +150,18 @@ static inline void *ag_vn_page(struct ag_vnode *vn, uint64_t page)
 	return vn->map + (page << RF_PAGE_SHIFT);
 }
 
-/* A page is EMPTY now, or not any more.  Words that a program made up must not let the sums wrap.
- */
-static inline void ag_vn_cached(struct ag_vnode *vn, bool more)
+/* A page is not EMPTY any more; n are again.  Words that a program made up must not let the sums
+ * wrap. */
+static inline void ag_vn_cached(struct ag_vnode *vn)
 {
-	if (more) {
-		vn->ncached++;
-		vn->ag->cached++;
-	} else if (vn->ncached) {
-		vn->ncached--;
-		vn->ag->cached--;
-	}
+	vn->ncached++;
+	vn->ag->cached++;
+}
+static inline void ag_vn_uncached(struct ag_vnode *vn, uint64_t n)
+{
+	n = ag_min(n, vn->ncached);
+	vn->ncached -= n;
+	vn->ag->cached -= n;
 }
 /* Count anew. */
 void ag_vn_recount(struct ag_vnode *vn);
@@ -194,7 +195,8 @@ static inline struct ag_scan ag_scan(struct ag_vnode *vn, uint64_t page, uint64_
 {
 	return (struct ag_scan){vn, page, ag_min(end, vn->cap), 0};
 }
-/* s->page is the next page to look at, then s->page + 1 ...; false: the end. */
+/* s->page is the next page to look at, then s->page + 1 ...; false: the end.  All before s->upto (which
+ * is not past the end) are there. */
 bool ag_scan_next(struct ag_scan *s, uint64_t *page);
 
 #endif
