@@ -68,18 +68,23 @@ struct store_attr {
  * the change is remembered as done.  After a crash the server calls recover() for what is still
  * armed and not remembered as done.  The engine need not arm it for what cannot be seen half done
  * and may be done twice.
+ *
+ * FINISH and REMAP cannot be undone and are done again, whole: nobody was told of them yet, and
+ * nobody else has changed either file.
  */
 enum {
 	STORE_UNDO_BYTES = 1, /* put back range[] from data, the last first; cut to size */
 	STORE_UNDO_APPEND,    /* data was being appended at size: cut to size */
-	STORE_UNDO_FINISH,    /* cannot be undone: punch range[], cut to size: done */
-	STORE_UNDO_SHIFT /* collapse, insert: done if the file has `end` bytes, not if `size` */
+	STORE_UNDO_FINISH,    /* fallocate range[] by mode, cut to size: done */
+	STORE_UNDO_SHIFT, /* collapse, insert: done if the file has `end` bytes, not if `size` */
+	STORE_UNDO_REMAP /* remap (mode: RF_REMAP_*) range[1] of src to range[0]: done.  data: its path */
 };
 #define STORE_UNDO_DATA ((size_t)1 << 20) /* == RF_MAX_DATA */
 struct store_undo {
 	_Atomic uint32_t armed; /* STORE_UNDO_*; 0: no */
 	uint32_t nranges;
-	rf_fid fid;
+	uint32_t mode;
+	rf_fid fid, src;
 	uint64_t size; /* a smaller file is never made larger */
 	uint64_t end;  /* how large the change could make it: others made it larger than that */
 	uint64_t len;  /* of data */
@@ -108,6 +113,7 @@ struct store_change {
 	/* remap: kind is RF_REMAP_*; ranges[0] is where in the file, its len as asked. */
 	unsigned kind;
 	uint64_t src_off;
+	const char *src_path; /* its last known name, for the undo record */
 
 	bool nameless; /* who asks removed the last name itself; else such a file is -ESTALE */
 
@@ -167,7 +173,8 @@ struct store_ops {
 	int (*remap)(struct store_file *file, const struct store_cred *cred, struct store_file *src,
 		     const struct store_cred *src_cred, struct store_change *change, bool nowait);
 
-	/* The next data (whence SEEK_DATA) or hole (SEEK_HOLE) from off on; -ENXIO.  NULL: all is data. */
+	/* The next data (whence SEEK_DATA) or hole (SEEK_HOLE) from off on; -ENXIO.  Where holes are
+	 * not known, all is data. */
 	off_t (*seek)(struct store_file *file, const struct store_cred *cred, uint64_t off,
 		      int whence, bool nowait);
 

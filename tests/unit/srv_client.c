@@ -198,6 +198,51 @@ void tc_store(struct tc *tc, const rf_fid *fid, const char *path, uint64_t reque
 	tc_send(tc, &m, text, strlen(text));
 }
 
+static void set_at(struct tc *tc, rf_file *f, const struct tc_at *at)
+{
+	set_file(tc, f, at->fid, at->path);
+	f->key = at->key;
+}
+
+void tc_falloc(struct tc *tc, const struct tc_at *at, uint64_t request, int mode, uint64_t len)
+{
+	struct rf_msg m = {.body.type = RF_FALLOC};
+	rf_falloc *f = &m.body.rf_body_u.falloc;
+
+	set_at(tc, &f->file, at);
+	f->request = request;
+	f->mode = (u_int)mode;
+	f->range.off = at->off;
+	f->range.len = len;
+	tc_send(tc, &m, NULL, 0);
+}
+
+void tc_remap(struct tc *tc, const struct tc_at *src, const struct tc_at *dst, uint64_t request,
+	      u_int kind, uint64_t len)
+{
+	struct rf_msg m = {.body.type = RF_REMAP};
+	rf_remap *r = &m.body.rf_body_u.remap;
+
+	set_at(tc, &r->src, src);
+	set_at(tc, &r->file, dst);
+	r->src_off = src->off;
+	r->dst_off = dst->off;
+	r->request = request;
+	r->kind = kind;
+	r->len = len;
+	tc_send(tc, &m, NULL, 0);
+}
+
+void tc_seek(struct tc *tc, const struct tc_at *at, int whence)
+{
+	struct rf_msg m = {.body.type = RF_SEEK};
+
+	set_at(tc, &m.body.rf_body_u.seek.file, at);
+	m.body.rf_body_u.seek.off = at->off;
+	m.body.rf_body_u.seek.whence = (u_int)whence;
+	tc_send(tc, &m, NULL, 0);
+}
+
 void tc_sync(struct tc *tc, const rf_fid *fid, const char *path, bool durable)
 {
 	struct rf_msg m = {.body.type = RF_SYNC};

@@ -43,6 +43,17 @@ void tc_fetch(struct tc *tc, const rf_fid *fid, const char *path, uint64_t off, 
 	      bool promise);
 void tc_store(struct tc *tc, const rf_fid *fid, const char *path, uint64_t request, uint64_t off,
 	      const char *text, bool extend);
+/* A place in a file, and which handle it is touched under. */
+struct tc_at {
+	const rf_fid *fid;
+	const char *path;
+	uint64_t off;
+	u_int key;
+};
+void tc_falloc(struct tc *tc, const struct tc_at *at, uint64_t request, int mode, uint64_t len);
+void tc_remap(struct tc *tc, const struct tc_at *src, const struct tc_at *dst, uint64_t request,
+	      u_int kind, uint64_t len);
+void tc_seek(struct tc *tc, const struct tc_at *at, int whence);
 void tc_sync(struct tc *tc, const rf_fid *fid, const char *path, bool durable);
 void tc_ack(struct tc *tc, uint64_t id);
 void tc_ping(struct tc *tc);

@@ -9,8 +9,10 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <grp.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -68,6 +70,30 @@ void setup_at(const char *where)
 	config.nexports = 1;
 	config.listen = addr;
 	config.lease_ms = LEASE;
+}
+
+/* In a mount namespace of its own, over /tmp: it is gone with the test, however that ends. */
+bool setup_disk(const char *fs)
+{
+	char img[] = "/tmp/refault-disk-XXXXXX", cmd[256];
+	int fd, tmp, err;
+
+	if (geteuid() || unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
+		return false;
+	tmp = open("/tmp", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	fd = mkstemp(img);
+	cr_assert(tmp >= 0 && fd >= 0 && !ftruncate(fd, 320 << 20));
+	close(fd);
+	snprintf(cmd, sizeof(cmd),
+		 "PATH=$PATH:/usr/sbin:/sbin; mkfs.%s -q %s && mount -o loop %s /tmp", fs, img,
+		 img);
+	err = system(cmd);
+	unlinkat(tmp, strrchr(img, '/') + 1, 0);
+	close(tmp);
+	if (err)
+		return false;
+	setup_at("/tmp");
+	return true;
 }
 
 void setup(void)

@@ -30,6 +30,8 @@ extern pid_t server;
 void setup_at(const char *where);
 /* The same in /tmp, and start it. */
 void setup(void);
+/* The same on a new disk with that file system; false: it cannot be had, nothing was made. */
+bool setup_disk(const char *fs);
 void start_server(void);
 void stop_server(int sig);
 void teardown(void);

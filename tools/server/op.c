@@ -5,8 +5,8 @@
  *	LOOKUP			look the name up (here, else in a pool thread), then as STATUS
  *	all others		find the file; if this identity has not found it by a name yet, look the
  *				name up first: rights on the way to a file count too
- *	STATUS FETCH		answer; a read that has to wait for a disk goes to a pool thread
- *	STORE APPEND SET_SIZE FALLOC
+ *	STATUS FETCH SEEK	answer; a read that has to wait for a disk goes to a pool thread
+ *	STORE APPEND SET_SIZE FALLOC REMAP
  *				change; new dv; breaks to the others; APPLIED; RELEASED when they answered
  *	SYNC			fdatasync in a pool thread; RELEASED when breaks are answered
  *
@@ -17,6 +17,18 @@
  * happen in the order in which they came, and nobody sees half of one.  Reads in pool threads do not
  * hold anybody up: file->seq moves before and after every change, and a read that finds it moved is
  * thrown away and done again, after some times with the file to itself.
+ *
+ * Two files.  A REMAP stands in the queue of the file that it changes, and an op of its own (a
+ * `source`) in that of the file that it reads; each finds its file with the identity that is to
+ * be asked for it.  Whichever comes up first holds its file (busy) until the other has, and both do
+ * until the engine is through.  Both are put into their queues in one go, so that of two
+ * REMAPs one is before the other wherever they meet: they cannot wait for each other, and what was
+ * sent before or behind a REMAP, about either file, stays so.  Whoever is held waits for ops
+ * that came before only, all of which end by themselves.  If both files are one, the source stands
+ * there for both.
+ *
+ * A REMAP that is repeated after a restart and not remembered was not done (or undone, or changed no
+ * byte: dedupe), and nobody was told of it: done now, it is as if it had come now.
  *
  * The promise that a FETCH asks for is recorded before its bytes are read and its dv is taken when it
  * is answered with seq unmoved, so a change in between breaks it.
@@ -38,12 +50,14 @@
 
 static void op_enqueue(struct srv_op *op);
 static void op_exec(struct srv_op *op);
+static int rights(struct srv_op *op);
 
 /* ---- one request ---- */
 
 static bool changes(rf_type type)
 {
-	return type == RF_STORE || type == RF_APPEND || type == RF_SET_SIZE || type == RF_FALLOC;
+	return type == RF_STORE || type == RF_APPEND || type == RF_SET_SIZE || type == RF_FALLOC ||
+	       type == RF_REMAP;
 }
 
 static uint64_t request_id(const struct rf_msg *m)
@@ -57,6 +71,8 @@ static uint64_t request_id(const struct rf_msg *m)
 		return m->body.rf_body_u.set_size.request;
 	case RF_FALLOC:
 		return m->body.rf_body_u.falloc.request;
+	case RF_REMAP:
+		return m->body.rf_body_u.remap.request;
 	default:
 		return 0;
 	}
@@ -85,6 +101,10 @@ static rf_file *target(struct rf_msg *m)
 		return &m->body.rf_body_u.set_size.file;
 	case RF_FALLOC:
 		return &m->body.rf_body_u.falloc.file;
+	case RF_REMAP:
+		return &m->body.rf_body_u.remap.file;
+	case RF_SEEK:
+		return &m->body.rf_body_u.seek.file;
 	case RF_SYNC:
 		return &m->body.rf_body_u.sync.file;
 	default:
@@ -99,23 +119,31 @@ static uint32_t handle(struct rf_msg *m)
 	return file ? file->key : m->body.rf_body_u.lookup.key;
 }
 
-static struct srv_op *op_new(struct srv_conn *conn, struct rf_msg *msg, void *payload, size_t len,
-			     struct srv_volume *vol)
+static struct srv_op *op_make(struct srv_conn *conn, const struct rf_msg *msg,
+			      struct srv_volume *vol)
 {
 	struct srv_op *op = srv_alloc(sizeof(*op));
 
 	op->work.data = op;
-	op->conn = conn;
 	op->client = conn->client;
 	op->vol = vol;
 	op->msg = *msg;
 	op->ident = srv_ident_of(conn, handle(&op->msg));
+	op->client->nops++;
+	return op;
+}
+
+static struct srv_op *op_new(struct srv_conn *conn, struct rf_msg *msg, void *payload, size_t len,
+			     struct srv_volume *vol)
+{
+	struct srv_op *op = op_make(conn, msg, vol);
+
+	op->conn = conn;
 	op->xid = msg->xid;
 	op->payload = payload;
 	op->len = len;
 	TAILQ_INSERT_TAIL(&conn->ops, op, in_conn);
 	conn->pending++;
-	op->client->nops++;
 	if (changes(msg->body.type))
 		TAILQ_INSERT_TAIL(&op->client->changes, op, in_client);
 	return op;
@@ -140,8 +168,11 @@ static void charge(struct srv_op *op, size_t n)
 		op->conn->pending_bytes += n;
 }
 
+static void source_release(struct srv_op *op);
+
 static void op_free(struct srv_op *op)
 {
+	struct srv_op *source = op->source ? NULL : op->other;
 	struct srv_file *file = op->file;
 
 	uncharge(op);
@@ -154,20 +185,29 @@ static void op_free(struct srv_op *op)
 	srv_ident_put(op->ident);
 	rf_wire_free(&op->msg);
 	free(op);
+	if (source)
+		source_release(source);
 	if (file)
 		srv_file_put(file);
 }
+
+static void source_fail(struct srv_op *op, int err);
 
 static void op_fail(struct srv_op *op, int err)
 {
 	static const char *const name[] = {
 	    [RF_LOOKUP] = "lookup", [RF_STATUS] = "status", [RF_FETCH] = "fetch",
 	    [RF_STORE] = "store",   [RF_APPEND] = "append", [RF_SET_SIZE] = "set size",
-	    [RF_FALLOC] = "falloc", [RF_SYNC] = "sync",
+	    [RF_FALLOC] = "falloc", [RF_SYNC] = "sync",     [RF_REMAP] = "remap",
+	    [RF_SEEK] = "seek",
 	};
 	const rf_file *file = target(&op->msg);
 	char text[RF_MAX_NAME + 1];
 
+	if (op->source) {
+		source_fail(op, err);
+		return;
+	}
 	if (op->conn) {
 		snprintf(text, sizeof(text), "%s %.160s: %s", name[op->msg.body.type],
 			 file ? file->path : op->msg.body.rf_body_u.lookup.path, strerror(-err));
@@ -219,6 +259,90 @@ void srv_op_next(struct srv_file *file)
 		op_exec(op);
 	}
 	srv_file_put(file);
+}
+
+/* ---- a REMAP and its source ---- */
+
+/* The REMAP is over. */
+static void source_release(struct srv_op *op)
+{
+	struct srv_file *file = op->file;
+
+	op->other = NULL;
+	if (!op->held)
+		return; /* it is freed when it comes up */
+	file->uses++;
+	if (file->busy == op)
+		file->busy = NULL;
+	op_free(op);
+	srv_op_next(file);
+	srv_file_put(file);
+}
+
+/* The REMAP is held: it goes on. */
+static void remap_resume(struct srv_op *op)
+{
+	struct srv_file *file = op->file;
+
+	file->uses++;
+	file->busy = NULL;
+	op->held = false;
+	op_exec(op);
+	srv_op_next(file);
+	srv_file_put(file);
+}
+
+/* The source comes up, its file is found. */
+static void exec_source(struct srv_op *op)
+{
+	struct srv_op *remap = op->other;
+
+	if (!remap) {
+		op_free(op);
+		return;
+	}
+	op->held = true;
+	if (op->file == remap->file) {
+		op_exec(remap);
+		return;
+	}
+	op->file->busy = op;
+	if (remap->held)
+		remap_resume(remap);
+}
+
+static void source_fail(struct srv_op *op, int err)
+{
+	struct srv_op *remap = op->other;
+	bool same = remap && remap->file == op->file;
+
+	if (remap) {
+		remap->other = NULL;
+		remap->src_err = err;
+	}
+	op_free(op);
+	if (same)
+		op_exec(remap);
+	else if (remap && remap->held)
+		remap_resume(remap);
+}
+
+/* The REMAP comes up: whether it is to go on now. */
+static bool remap_ready(struct srv_op *op)
+{
+	int err = op->other ? 0 : op->src_err;
+
+	if (op->other && !op->other->held) {
+		op->held = true;
+		op->file->busy = op;
+		return false;
+	}
+	/* It may have waited for the other file. */
+	if (op->other)
+		err = rights(op->other);
+	if (err)
+		op_fail(op, err);
+	return !err;
 }
 
 /* ---- rights ---- */
@@ -440,15 +564,46 @@ static void fetch_reply(struct srv_op *op)
 	op_free(op);
 }
 
-static void fetch_work(uv_work_t *work)
+static void seek_reply(struct srv_op *op)
+{
+	struct rf_msg msg = {.xid = op->xid, .body.type = RF_SEEK_R};
+
+	msg.body.rf_body_u.seek_r.off = (uint64_t)op->got;
+	srv_send(op->conn, &msg, NULL, 0);
+	op_free(op);
+}
+
+static ssize_t read_call(struct srv_op *op, bool nowait)
+{
+	const struct store_ops *ops = op->vol->ops;
+	const rf_seek *s = &op->msg.body.rf_body_u.seek;
+	struct store_file *sf = op->file->sf;
+
+	if (op->msg.body.type == RF_SEEK)
+		return ops->seek(sf, op->cred, s->off, (int)s->whence, nowait);
+	return ops->read(sf, op->cred, op->out->data + FETCH_HDR, op->want,
+			 op->msg.body.rf_body_u.fetch.range.off, nowait);
+}
+
+/* What was read is of one moment. */
+static void read_reply(struct srv_op *op)
+{
+	if (op->got < 0)
+		op_fail(op, (int)op->got);
+	else if (op->msg.body.type == RF_SEEK)
+		seek_reply(op);
+	else
+		fetch_reply(op);
+}
+
+static void read_work(uv_work_t *work)
 {
 	struct srv_op *op = work->data;
 
-	op->got = op->vol->ops->read(op->file->sf, op->cred, op->out->data + FETCH_HDR, op->want,
-				     op->msg.body.rf_body_u.fetch.range.off, false);
+	op->got = read_call(op, false);
 }
 
-static void fetch_done(uv_work_t *work, int status)
+static void read_done(uv_work_t *work, int status)
 {
 	struct srv_op *op = work->data;
 	struct srv *srv = op->vol->srv;
@@ -461,10 +616,8 @@ static void fetch_done(uv_work_t *work, int status)
 		file->busy = NULL;
 	if (!op->conn) {
 		op_free(op);
-	} else if (op->got < 0) {
-		op_fail(op, (int)op->got);
-	} else if (file->seq == op->seq) {
-		fetch_reply(op);
+	} else if (op->got < 0 || file->seq == op->seq) {
+		read_reply(op);
 	} else {
 		op->tries++;
 		free(op->out);
@@ -477,6 +630,26 @@ static void fetch_done(uv_work_t *work, int status)
 	srv_op_next(file);
 	srv_file_put(file);
 	srv_flush(srv);
+}
+
+/* It was tried without waiting. */
+static void read_or_wait(struct srv_op *op)
+{
+	if (op->got != -EAGAIN) {
+		read_reply(op);
+		return;
+	}
+	charge(op, op->want);
+	if (op->tries >= TRIES)
+		op->file->busy = op;
+	submit(op, read_work, read_done);
+}
+
+static void exec_seek(struct srv_op *op)
+{
+	op->seq = op->file->seq;
+	op->got = read_call(op, true);
+	read_or_wait(op);
 }
 
 static void exec_fetch(struct srv_op *op)
@@ -503,22 +676,10 @@ static void exec_fetch(struct srv_op *op)
 		return;
 	}
 	op->seq = file->seq;
-	op->got =
-	    op->vol->ops->read(file->sf, op->cred, op->out->data + FETCH_HDR, op->want, off, true);
-	if (op->got < 0 && op->got != -EAGAIN) {
-		op_fail(op, (int)op->got);
-		return;
-	}
-	if (f->promise)
+	op->got = read_call(op, true);
+	if (f->promise && (op->got >= 0 || op->got == -EAGAIN))
 		srv_promise(srv_holder_find(file, op->client));
-	if (op->got >= 0) {
-		fetch_reply(op);
-		return;
-	}
-	charge(op, op->want);
-	if (op->tries >= TRIES)
-		file->busy = op;
-	submit(op, fetch_work, fetch_done);
+	read_or_wait(op);
 }
 
 /* ---- durability ---- */
@@ -703,6 +864,44 @@ static void one_range(struct what_changed *w, uint64_t off, uint64_t len, const 
 	w->note.len = len;
 }
 
+/* What fallocate changed; the size that it should have left. */
+static uint64_t falloc_range(struct what_changed *w, const struct store_change *ch)
+{
+	uint64_t off = ch->ranges->off, end = off + ch->ranges->len;
+	uint64_t size = ch->before.size;
+
+	if (ch->mode == FALLOC_FL_COLLAPSE_RANGE) {
+		one_range(w, off, size - off, NULL, false);
+		return size - ch->ranges->len;
+	}
+	if (ch->mode == FALLOC_FL_INSERT_RANGE) {
+		size += ch->ranges->len;
+		one_range(w, off, size - off, NULL, false);
+		return size;
+	}
+	if (ch->mode & FALLOC_FL_KEEP_SIZE && end > size)
+		end = size;
+	/* Allocated or made its own: as it was, but what is new. */
+	if (off > size || !(ch->mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)))
+		off = size;
+	if (end > off)
+		one_range(w, off, end - off, NULL, true);
+	return end > size ? end : size;
+}
+
+/* The same for a clone or a copy. */
+static uint64_t remap_range(struct what_changed *w, const struct store_change *ch)
+{
+	uint64_t off = ch->ranges->off, end = off + ch->off, size = ch->before.size;
+
+	if (!ch->off)
+		return size;
+	if (off > size)
+		off = size;
+	one_range(w, off, end - off, NULL, false);
+	return end > size ? end : size;
+}
+
 /* Fill in w; false: nothing changed. */
 static bool describe(struct what_changed *w, const struct srv_op *op, struct store_change *ch)
 {
@@ -731,15 +930,12 @@ static bool describe(struct what_changed *w, const struct srv_op *op, struct sto
 		else
 			one_range(w, before, expect - before, NULL, true);
 		break;
+	case RF_REMAP:
+		if (ch->kind != RF_REMAP_DEDUPE)
+			expect = remap_range(w, ch);
+		break;
 	default:
-		if (ch->mode & FALLOC_FL_PUNCH_HOLE) {
-			if (ch->nranges)
-				one_range(w, ch->ranges->off, ch->ranges->len, NULL, true);
-			break;
-		}
-		if (!(ch->mode & FALLOC_FL_KEEP_SIZE) && ch->ranges->off + ch->ranges->len > before)
-			expect = ch->ranges->off + ch->ranges->len;
-		one_range(w, before, expect - before, NULL, true);
+		expect = falloc_range(w, ch);
 		break;
 	}
 	/* Somebody else changed it at the same time. */
@@ -766,7 +962,8 @@ static void change_applied(struct srv_op *op)
 	w->change = true;
 	w->request = request_id(&op->msg);
 	applied->dv_before = file->dv;
-	applied->off = op->msg.body.type == RF_APPEND ? ch->off : 0;
+	if (op->msg.body.type == RF_APPEND || op->msg.body.type == RF_REMAP)
+		applied->off = ch->off;
 	file->attr = ch->after;
 	changed = describe(&what, op, ch);
 	if (changed)
@@ -835,6 +1032,11 @@ static int change_call(struct srv_op *op, bool nowait)
 		return ops->append(op->file->sf, op->cred, ch, nowait);
 	case RF_SET_SIZE:
 		return ops->resize(op->file->sf, op->cred, ch, nowait);
+	case RF_REMAP:
+		if (!ops->remap)
+			return -EOPNOTSUPP;
+		return ops->remap(op->file->sf, op->cred, op->other->file->sf, op->other->cred, ch,
+				  nowait);
 	default:
 		return ops->fallocate(op->file->sf, op->cred, ch, nowait);
 	}
@@ -888,6 +1090,15 @@ static void change_fill(struct srv_op *op)
 		ch->ranges = &m->body.rf_body_u.falloc.range;
 		ch->nranges = 1;
 		break;
+	case RF_REMAP:
+		ch->kind = m->body.rf_body_u.remap.kind;
+		ch->src_off = m->body.rf_body_u.remap.src_off;
+		ch->src_path = target(&op->other->msg)->path;
+		op->dst.off = m->body.rf_body_u.remap.dst_off;
+		op->dst.len = m->body.rf_body_u.remap.len;
+		ch->ranges = &op->dst;
+		ch->nranges = 1;
+		break;
 	default:
 		break;
 	}
@@ -911,6 +1122,8 @@ static void exec_change(struct srv_op *op)
 	struct srv_file *file = op->file;
 	int err;
 
+	if (op->msg.body.type == RF_REMAP && !remap_ready(op))
+		return;
 	if (op->client->nwaits >= MAX_WAITS) {
 		op_fail(op, -EAGAIN);
 		return;
@@ -963,7 +1176,7 @@ static void op_exec(struct srv_op *op)
 	int r;
 
 	/* What changes something is done even if the connection is lost: it may be asked about. */
-	if (!op->conn && !changes(type)) {
+	if (!op->conn && !changes(type) && !op->source) {
 		op_free(op);
 		return;
 	}
@@ -973,12 +1186,16 @@ static void op_exec(struct srv_op *op)
 			op_fail(op, r);
 		return;
 	}
-	if (type == RF_LOOKUP)
+	if (op->source)
+		exec_source(op);
+	else if (type == RF_LOOKUP)
 		exec_status(op, true);
 	else if (type == RF_STATUS)
 		exec_status(op, op->msg.body.rf_body_u.status.promise);
 	else if (type == RF_FETCH)
 		exec_fetch(op);
+	else if (type == RF_SEEK)
+		exec_seek(op);
 	else if (op->replay)
 		exec_replay(op);
 	else if (type == RF_SYNC)
@@ -1112,18 +1329,58 @@ static struct srv_volume *volume(struct srv_conn *conn, uint32_t v)
 	return &conn->srv->vol[v];
 }
 
+static int remap_wrong(const rf_remap *r)
+{
+	if (r->kind < RF_REMAP_CLONE || r->kind > RF_REMAP_COPY)
+		return -EINVAL;
+	return r->src.volume == r->file.volume ? 0 : -EXDEV;
+}
+
+/* Both files of a REMAP. */
+static void enqueue_remap(struct srv_op *op)
+{
+	struct rf_msg msg = {.body.type = RF_STATUS};
+	rf_remap *r = &op->msg.body.rf_body_u.remap;
+	struct srv_op *source;
+	bool same;
+
+	msg.body.rf_body_u.status.file = r->src;
+	source = op_make(op->conn, &msg, op->vol);
+	r->src.path = NULL; /* the other's now */
+	source->source = true;
+	source->other = op;
+	op->other = source;
+	source->file = srv_file_get(op->vol, &target(&source->msg)->fid);
+	same = source->file == op->file;
+	op_enqueue(source);
+	if (!same)
+		op_enqueue(op);
+}
+
 static void file_request(struct srv_conn *conn, struct rf_msg *msg, void *payload, size_t len)
 {
 	rf_file *file = target(msg);
 	struct srv_volume *vol =
 	    volume(conn, file ? file->volume : msg->body.rf_body_u.lookup.volume);
 	struct srv_op *op;
+	int err;
 
 	if (!vol) {
 		rf_wire_free(msg);
 		return;
 	}
+	if (msg->body.type == RF_REMAP && !volume(conn, msg->body.rf_body_u.remap.src.volume)) {
+		rf_wire_free(msg);
+		return;
+	}
 	op = op_new(conn, msg, payload, len, vol);
+	if (msg->body.type == RF_REMAP) {
+		err = remap_wrong(&msg->body.rf_body_u.remap);
+		if (err) {
+			op_fail(op, err);
+			return;
+		}
+	}
 	if (!file) {
 		op_lookup(op);
 		return;
@@ -1131,7 +1388,10 @@ static void file_request(struct srv_conn *conn, struct rf_msg *msg, void *payloa
 	if (changes(msg->body.type) && repeated(op))
 		return;
 	op->file = srv_file_get(vol, &target(&op->msg)->fid);
-	op_enqueue(op);
+	if (msg->body.type == RF_REMAP && !op->replay)
+		enqueue_remap(op);
+	else
+		op_enqueue(op);
 }
 
 void srv_request(struct srv_conn *conn, struct rf_msg *msg, void *payload, size_t len)
@@ -1153,6 +1413,8 @@ void srv_request(struct srv_conn *conn, struct rf_msg *msg, void *payload, size_
 	case RF_APPEND:
 	case RF_SET_SIZE:
 	case RF_FALLOC:
+	case RF_REMAP:
+	case RF_SEEK:
 	case RF_SYNC:
 		file_request(conn, msg, payload, len);
 		return; /* msg is the request's now */

@@ -28,6 +28,13 @@ struct srv_op {
 	struct srv_file *file;
 	bool found; /* the file, by a name, for this op */
 
+	/* A REMAP and the op that holds its source point at each other while both are there. */
+	struct srv_op *other;
+	bool source;  /* it is that one; its message is a STATUS of the source */
+	bool held;    /* the source waits for the REMAP, or the REMAP for its source */
+	int src_err;  /* REMAP without other: why */
+	rf_range dst; /* REMAP: where to */
+
 	/* between loop thread and pool thread */
 	int err;
 	ssize_t got;

@@ -43,7 +43,7 @@
 #include "client.h"
 
 #define MAGIC 0x0a65746174736652u /* "Rfstate\n" */
-#define VERSION 1u
+#define VERSION 2u
 #define ROWS 1024u
 #define UNDOS 24u       /* more than pool threads; what more there is to do waits for them anyway */
 #define LOCK_TRIES 100u /* of 10 ms: a server that is ending holds the lock a little longer */
@@ -198,10 +198,14 @@ static bool undo_valid(const struct image *im, const struct undo *u)
 
 	if (!armed)
 		return true;
-	if (armed > STORE_UNDO_FINISH || u->volume >= im->head.nvols ||
+	if (armed > STORE_UNDO_REMAP || u->volume >= im->head.nvols ||
 	    strnlen(u->path, sizeof(u->path)) == sizeof(u->path) ||
 	    u->store.nranges > RF_MAX_RANGES || u->store.len > STORE_UNDO_DATA ||
 	    (armed != STORE_UNDO_FINISH && u->store.size > INT64_MAX))
+		return false;
+	if (armed == STORE_UNDO_REMAP &&
+	    (u->store.nranges != 2 || !u->store.len || u->store.len > RF_MAX_PATH + 1 ||
+	     u->store.data[u->store.len - 1]))
 		return false;
 	for (i = 0; i < u->store.nranges; i++) {
 		const rf_range *r = &u->store.range[i];
@@ -487,15 +491,20 @@ static void undo_one(struct srv *srv, struct undo *u)
 {
 	struct srv_row *row = row_find(srv->state->im, u->uid, u->id);
 	struct srv_volume *vol = volume_of(srv, u->volume);
-	bool append = atomic_load(&u->store.armed) == STORE_UNDO_APPEND;
+	uint32_t armed = atomic_load(&u->store.armed);
 	const char *why = NULL;
+	uint64_t off = 0;
 	int r;
 
 	if (row && remembered(row, u->request))
 		return;
 	r = vol && vol->ops->recover ? vol->ops->recover(vol->vol, u->path, &u->store) : -ENODEV;
+	if (armed == STORE_UNDO_APPEND)
+		off = u->store.size;
+	else if (armed == STORE_UNDO_REMAP)
+		off = u->store.range[0].len;
 	if (r > 0 && row)
-		srv_row_remember(row, u->request, &u->store.fid, append ? u->store.size : 0);
+		srv_row_remember(row, u->request, &u->store.fid, off);
 	if (r == -ENODEV)
 		why = "it is not exported any more";
 	else if (r == -ESTALE)

@@ -21,10 +21,11 @@
  * then; so every store and append arms the undo record, however small: the old bytes are read
  * anyway.  If neither the peer nor the server itself may read the file it is not armed, and a crash
  * may leave half of a store.  An append is cut off again only if what is at its place are its own
- * bytes.  A truncation or a punched hole cannot be undone; file systems mostly do not stop in the
- * middle of one, and it is finished after a crash.
+ * bytes.  A truncation cannot be undone; file systems mostly do not stop in the middle of one, and
+ * it is finished after a crash.
  *
- * Many small ranges go through a mapping (scatter.c).
+ * Many small ranges go through a mapping (scatter.c); fallocate, clone, dedupe, copy and SEEK_DATA
+ * are in extent.c.
  *
  * Locks: vol->lock for the kept descriptors and for what watch.c needs to know of our own changes;
  * never held across a call that can wait.
@@ -348,7 +349,7 @@ out_fd:
 
 /* ---- reading ---- */
 
-static void open_put(struct store_vol *vol, struct dir_open *o)
+void dir_open_put(struct store_vol *vol, struct dir_open *o)
 {
 	unsigned refs;
 
@@ -404,8 +405,8 @@ static void open_keep(struct store_file *file, struct dir_open *o)
 		vol->nopens++;
 	}
 	pthread_mutex_unlock(&vol->lock);
-	open_put(vol, old);
-	open_put(vol, oldest);
+	dir_open_put(vol, old);
+	dir_open_put(vol, oldest);
 }
 
 /* Open the file again, as the thread acts. O_NONBLOCK: do not wait for somebody's lease to end. */
@@ -421,8 +422,8 @@ static int reopen(struct store_file *file, int flags, bool nowait)
 	return fd < 0 ? -errno : fd;
 }
 
-static int open_read(struct store_file *file, const struct store_cred *cred, bool nowait,
-		     struct dir_open **out)
+int dir_open_read(struct store_file *file, const struct store_cred *cred, bool nowait,
+		  struct dir_open **out)
 {
 	struct dir_open *o;
 	int fd, err;
@@ -434,7 +435,7 @@ static int open_read(struct store_file *file, const struct store_cred *cred, boo
 	if (o) {
 		err = may(file->fd, RF_LK_READ);
 		if (err) {
-			open_put(file->vol, o);
+			dir_open_put(file->vol, o);
 			return err;
 		}
 		*out = o;
@@ -456,8 +457,7 @@ static int open_read(struct store_file *file, const struct store_cred *cred, boo
 	return 0;
 }
 
-/* All of it, less only at end of file; resident: only what needs no disk, else -EAGAIN. */
-static ssize_t read_all(int fd, void *buf, size_t len, uint64_t off, bool resident)
+ssize_t dir_read_all(int fd, void *buf, size_t len, uint64_t off, bool resident)
 {
 	size_t done = 0;
 	ssize_t n;
@@ -486,29 +486,15 @@ static ssize_t dir_read(struct store_file *file, const struct store_cred *cred, 
 
 	if (off > INT64_MAX || len > INT64_MAX - off)
 		return -EINVAL;
-	err = open_read(file, cred, nowait, &o);
+	err = dir_open_read(file, cred, nowait, &o);
 	if (err)
 		return err;
-	n = read_all(o->fd, buf, len, off, nowait && !file->vol->ram);
-	open_put(file->vol, o);
+	n = dir_read_all(o->fd, buf, len, off, nowait && !file->vol->ram);
+	dir_open_put(file->vol, o);
 	return n;
 }
 
 /* ---- changing ---- */
-
-/* One change under way: the descriptor, and what undoes it. */
-struct dir_change {
-	struct store_file *file;
-	struct store_change *ch;
-	int fd;
-	int rfd; /* for reading: the same, or one with the server's own rights, or -1 */
-	bool nowait;
-	/* The bytes that were in all ranges, one after the other; NULL: not read.  ch->undo's data
-	 * if there is one. */
-	unsigned char *old;
-	struct dir_scatter scatter; /* a store of many ranges */
-	size_t scattered;           /* of these, written through the mapping */
-};
 
 /* The creator of a read-only file goes on writing through the descriptor of its creation. */
 static int open_made(struct store_file *file, const struct store_cred *cred)
@@ -534,8 +520,8 @@ static void change_close(struct dir_change *c)
 		free(c->old);
 }
 
-static int change_begin(struct dir_change *c, struct store_file *file,
-			const struct store_cred *cred, struct store_change *ch, bool nowait)
+int dir_change_begin(struct dir_change *c, struct store_file *file, const struct store_cred *cred,
+		     struct store_change *ch, bool nowait)
 {
 	int err;
 
@@ -574,8 +560,7 @@ static int change_begin(struct dir_change *c, struct store_file *file,
 	return 0;
 }
 
-/* touched: the file was written to, whatever came of it. */
-static int change_end(struct dir_change *c, bool touched, int err)
+int dir_change_end(struct dir_change *c, bool touched, int err)
 {
 	struct store_file *file = c->file;
 	struct store_change *ch = c->ch;
@@ -618,7 +603,7 @@ static int edge(struct dir_change *c, uint64_t off, uint64_t size, bool resident
 		return 0;
 	if (c->rfd < 0)
 		return resident ? -EAGAIN : 0;
-	n = read_all(c->rfd, &b, 1, off / PAGE * PAGE, resident);
+	n = dir_read_all(c->rfd, &b, 1, off / PAGE * PAGE, resident);
 	return n < 0 ? (int)n : 0;
 }
 
@@ -649,7 +634,7 @@ static int undo_read(struct dir_change *c, uint64_t limit, bool resident)
 
 		if (!len)
 			continue;
-		n = read_all(c->rfd, old + pos, len, ch->ranges[i].off, resident);
+		n = dir_read_all(c->rfd, old + pos, len, ch->ranges[i].off, resident);
 		if (n < 0) {
 			if (!ch->undo)
 				free(old);
@@ -663,7 +648,7 @@ static int undo_read(struct dir_change *c, uint64_t limit, bool resident)
 	return 0;
 }
 
-static void undo_arm(struct dir_change *c, uint32_t how, uint64_t size, uint64_t end, uint64_t len)
+void dir_undo_arm(struct dir_change *c, uint32_t how, uint64_t size, uint64_t end, uint64_t len)
 {
 	struct store_undo *u = c->ch->undo;
 
@@ -697,7 +682,7 @@ static void store_arm(struct dir_change *c, uint64_t limit)
 		u->range[u->nranges++].len = len;
 		total += len;
 	}
-	undo_arm(c, STORE_UNDO_BYTES, size, end, total);
+	dir_undo_arm(c, STORE_UNDO_BYTES, size, end, total);
 }
 
 /* Allocate what ranges will write, so that writing cannot run out of space. */
@@ -757,7 +742,7 @@ static int store_prepare(struct dir_change *c, uint64_t limit, bool *touched)
 	return err;
 }
 
-static int write_all(int fd, const void *buf, size_t len, uint64_t off, size_t *done)
+int dir_write_all(int fd, const void *buf, size_t len, uint64_t off, size_t *done)
 {
 	ssize_t n;
 
@@ -798,7 +783,7 @@ static void store_undo(struct dir_change *c, uint64_t limit, size_t n, uint64_t 
 		pos -= len;
 		if (i == n - 1 && len > part)
 			len = part;
-		if (len && write_all(c->fd, c->old + pos, len, ch->ranges[i].off, &done))
+		if (len && dir_write_all(c->fd, c->old + pos, len, ch->ranges[i].off, &done))
 			ch->torn = true;
 	}
 	if (dir_attr(c->file, c->fd, &now) || (now.size != size && ftruncate(c->fd, (off_t)size)))
@@ -865,7 +850,7 @@ static int store_write(struct dir_change *c, uint64_t limit)
 	for (i = 0; i < n; i++) {
 		uint64_t len = inside(&ch->ranges[i], limit);
 
-		err = write_all(c->fd, ch->data + pos, len, ch->ranges[i].off, &done);
+		err = dir_write_all(c->fd, ch->data + pos, len, ch->ranges[i].off, &done);
 		if (err) {
 			if (c->scattered <= i)
 				store_undo(c, limit, i + 1, done);
@@ -899,7 +884,7 @@ static int dir_store(struct store_file *file, const struct store_cred *cred,
 		return -EINVAL;
 	if (nowait && ch->nranges >= DIR_SCATTER_MIN)
 		return -EAGAIN; /* it takes its time */
-	err = change_begin(&c, file, cred, ch, nowait);
+	err = dir_change_begin(&c, file, cred, ch, nowait);
 	if (err)
 		return err;
 	limit = ch->may_extend ? INT64_MAX : ch->before.size;
@@ -909,16 +894,16 @@ static int dir_store(struct store_file *file, const struct store_cred *cred,
 		goto out_compact;
 	err = store_prepare(&c, limit, &touched);
 	if (err)
-		return change_end(&c, touched, err);
+		return dir_change_end(&c, touched, err);
 	touched = true;
 	store_arm(&c, limit);
 	err = store_write(&c, limit);
 	if (err)
-		return change_end(&c, true, err);
+		return dir_change_end(&c, true, err);
 	write_soon(&c, total);
 out_compact:
 	compact(ch, limit);
-	return change_end(&c, touched, 0);
+	return dir_change_end(&c, touched, 0);
 }
 
 static int dir_append(struct store_file *file, const struct store_cred *cred,
@@ -931,21 +916,21 @@ static int dir_append(struct store_file *file, const struct store_cred *cred,
 	ssize_t n;
 	int err;
 
-	err = change_begin(&c, file, cred, ch, nowait);
+	err = dir_change_begin(&c, file, cred, ch, nowait);
 	if (err)
 		return err;
 	ch->off = ch->before.size;
 	if (!ch->len)
-		return change_end(&c, false, 0);
+		return dir_change_end(&c, false, 0);
 	if (nowait && !file->vol->ram) {
 		err = edge(&c, ch->before.size, ch->before.size, true);
 		if (err)
-			return change_end(&c, false, err);
+			return dir_change_end(&c, false, err);
 	}
 	if (ch->undo && ch->len <= STORE_UNDO_DATA) {
 		memcpy(ch->undo->data, ch->data, ch->len);
 		ch->undo->nranges = 0;
-		undo_arm(&c, STORE_UNDO_APPEND, ch->off, ch->off + ch->len, ch->len);
+		dir_undo_arm(&c, STORE_UNDO_APPEND, ch->off, ch->off + ch->len, ch->len);
 	}
 	/* RWF_APPEND and not an offset: others may append to the same file. */
 	while (done < ch->len) {
@@ -974,7 +959,7 @@ static int dir_append(struct store_file *file, const struct store_cred *cred,
 		    ftruncate(c.fd, start))
 			ch->torn = true;
 	}
-	return change_end(&c, done || err, err);
+	return dir_change_end(&c, done || err, err);
 }
 
 static int dir_resize(struct store_file *file, const struct store_cred *cred,
@@ -987,75 +972,30 @@ static int dir_resize(struct store_file *file, const struct store_cred *cred,
 
 	if (end > INT64_MAX)
 		return -EFBIG;
-	err = change_begin(&c, file, cred, ch, nowait);
+	err = dir_change_begin(&c, file, cred, ch, nowait);
 	if (err)
 		return err;
 	size = ch->before.size;
 	if (ch->grow_only ? end <= size : end == size)
-		return change_end(&c, false, 0);
+		return dir_change_end(&c, false, 0);
 	if (nowait && !file->vol->ram) {
 		/* Freeing may wait for the journal; growing only for the last page. */
 		err = end < size ? -EAGAIN : edge(&c, size, size, true);
 		if (err)
-			return change_end(&c, false, err);
+			return dir_change_end(&c, false, err);
 	}
 	if (ch->undo) {
 		ch->undo->nranges = 0;
 		if (end < size)
-			undo_arm(&c, STORE_UNDO_FINISH, end, 0, 0);
+			dir_undo_arm(&c, STORE_UNDO_FINISH, end, 0, 0);
 		else
-			undo_arm(&c, STORE_UNDO_BYTES, size, end, 0);
+			dir_undo_arm(&c, STORE_UNDO_BYTES, size, end, 0);
 	}
 	if (ftruncate(c.fd, (off_t)end)) {
 		err = -errno;
 		ch->torn = dir_attr(file, c.fd, &now) || now.size != size;
 	}
-	return change_end(&c, true, err);
-}
-
-static int dir_fallocate(struct store_file *file, const struct store_cred *cred,
-			 struct store_change *ch, bool nowait)
-{
-	const bool punch = ch->mode & FALLOC_FL_PUNCH_HOLE;
-	rf_range *r = ch->ranges;
-	struct store_attr now = {0};
-	struct dir_change c;
-	int err;
-
-	if (ch->nranges != 1 || !r->len || r->off > INT64_MAX || r->len > INT64_MAX - r->off)
-		return -EINVAL;
-	if (ch->mode != 0 && ch->mode != FALLOC_FL_KEEP_SIZE &&
-	    ch->mode != (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE))
-		return -EOPNOTSUPP;
-	err = change_begin(&c, file, cred, ch, nowait);
-	if (err)
-		return err;
-	if (nowait && !file->vol->ram)
-		return change_end(&c, false, -EAGAIN);
-	if (ch->undo && punch) {
-		ch->undo->nranges = 1;
-		ch->undo->range[0] = *r;
-		undo_arm(&c, STORE_UNDO_FINISH, UINT64_MAX, 0, 0);
-	} else if (ch->undo && !ch->mode && r->off + r->len > ch->before.size) {
-		ch->undo->nranges = 0;
-		undo_arm(&c, STORE_UNDO_BYTES, ch->before.size, r->off + r->len, 0);
-	}
-	if (fallocate(c.fd, ch->mode, (off_t)r->off, (off_t)r->len)) {
-		err = -errno;
-		if (punch)
-			ch->torn = dir_attr(file, c.fd, &now) || now.ctime != ch->before.ctime;
-		else /* it may have got halfway */
-			ch->torn =
-			    dir_attr(file, c.fd, &now) ||
-			    ((now.size != ch->before.size || now.blocks != ch->before.blocks) &&
-			     ftruncate(c.fd, (off_t)ch->before.size));
-		return change_end(&c, true, err);
-	}
-	if (!punch)
-		return change_end(&c, true, 0);
-	r->len = inside(r, ch->before.size);
-	ch->nranges = r->len > 0;
-	return change_end(&c, true, 0);
+	return dir_change_end(&c, true, err);
 }
 
 /* ---- after a crash ---- */
@@ -1071,12 +1011,12 @@ static int recover_range(int fd, const rf_range *r, const unsigned char *old)
 
 	for (at = 0; at < r->len; at += len) {
 		len = r->len - at < PAGE ? r->len - at : PAGE;
-		n = read_all(fd, now, len, r->off + at, false);
+		n = dir_read_all(fd, now, len, r->off + at, false);
 		if (n < 0)
 			return (int)n;
 		if ((uint64_t)n == len && !memcmp(now, old + at, len))
 			continue;
-		err = write_all(fd, old + at, len, r->off + at, &done);
+		err = dir_write_all(fd, old + at, len, r->off + at, &done);
 		if (err)
 			return err;
 	}
@@ -1114,7 +1054,7 @@ static int recover_append(int fd, const struct store_undo *u, uint64_t size)
 	now = malloc(len);
 	if (!now)
 		return -ENOMEM;
-	n = read_all(fd, now, len, u->size, false);
+	n = dir_read_all(fd, now, len, u->size, false);
 	if (n >= 0 && ((uint64_t)n < len || memcmp(now, u->data, len) != 0))
 		n = -EEXIST;
 	free(now);
@@ -1125,24 +1065,10 @@ static int recover_append(int fd, const struct store_undo *u, uint64_t size)
 	return ftruncate(fd, (off_t)u->size) ? -errno : 0;
 }
 
-static int recover_finish(int fd, const struct store_undo *u, uint64_t size)
+int dir_recover_open(struct store_vol *vol, const char *path, const rf_fid *fid, int flags,
+		     struct stat *st)
 {
-	uint32_t i;
-
-	for (i = 0; i < u->nranges; i++)
-		if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-			      (off_t)u->range[i].off, (off_t)u->range[i].len))
-			return -errno;
-	if (size > u->size && ftruncate(fd, (off_t)u->size))
-		return -errno;
-	return 1;
-}
-
-static int dir_recover(struct store_vol *vol, const char *path, const struct store_undo *u)
-{
-	uint32_t how = atomic_load(&u->armed);
 	struct store_file file = {.vol = vol};
-	struct stat st;
 	bool handle;
 	int fd, err;
 
@@ -1152,20 +1078,40 @@ static int dir_recover(struct store_vol *vol, const char *path, const struct sto
 	file.fd = beneath(vol, path, O_PATH, 0, false);
 	if (file.fd < 0)
 		return file.fd == -ENOENT || file.fd == -ENOTDIR ? -ESTALE : file.fd;
-	err = fstat(file.fd, &st) ? -errno : 0;
-	if (!err && (!S_ISREG(st.st_mode) || st.st_ino != u->fid.ino ||
-		     dir_generation(file.fd, &handle) != u->fid.gen))
+	err = fstat(file.fd, st) ? -errno : 0;
+	if (!err && (!S_ISREG(st->st_mode) || st->st_ino != fid->ino ||
+		     dir_generation(file.fd, &handle) != fid->gen))
 		err = -ESTALE;
-	fd = err ? err : reopen(&file, O_RDWR, false);
+	fd = err ? err : reopen(&file, flags, false);
 	close(file.fd);
+	return fd;
+}
+
+static int dir_recover(struct store_vol *vol, const char *path, const struct store_undo *u)
+{
+	struct stat st;
+	int fd, err;
+
+	fd = dir_recover_open(vol, path, &u->fid, O_RDWR, &st);
 	if (fd < 0)
 		return fd;
-	if (how == STORE_UNDO_BYTES)
+	switch (atomic_load(&u->armed)) {
+	case STORE_UNDO_BYTES:
 		err = recover_bytes(fd, u, (uint64_t)st.st_size);
-	else if (how == STORE_UNDO_APPEND)
+		break;
+	case STORE_UNDO_APPEND:
 		err = recover_append(fd, u, (uint64_t)st.st_size);
-	else
-		err = recover_finish(fd, u, (uint64_t)st.st_size);
+		break;
+	case STORE_UNDO_SHIFT:
+		err = dir_recover_shift(u, (uint64_t)st.st_size);
+		break;
+	case STORE_UNDO_REMAP:
+		err = dir_recover_remap(vol, fd, u);
+		break;
+	default:
+		err = dir_recover_finish(fd, u, (uint64_t)st.st_size);
+		break;
+	}
 	close(fd);
 	return err;
 }
@@ -1221,6 +1167,8 @@ const struct store_ops store_dir = {
     .append = dir_append,
     .resize = dir_resize,
     .fallocate = dir_fallocate,
+    .remap = dir_remap,
+    .seek = dir_seek,
     .recover = dir_recover,
     .never_durable = dir_never_durable,
     .sync = dir_sync,

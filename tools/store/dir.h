@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * dir.h - inside the engine that serves a plain directory: dir.c (names, bytes) and watch.c
- * (changes by others).
+ * dir.h - inside the engine that serves a plain directory: dir.c (names, bytes), extent.c (holes,
+ * shifted and shared blocks), scatter.c (many small ranges) and watch.c (changes by others).
  */
 #ifndef REFAULT_STORE_DIR_H
 #define REFAULT_STORE_DIR_H
 
 #include <pthread.h>
 #include <sys/queue.h>
+#include <sys/stat.h>
 #include <sys/tree.h>
 
 #include <refault/store.h>
@@ -102,6 +103,49 @@ bool dir_scatter_map(struct dir_scatter *s, int fd, const rf_range *range, size_
  */
 size_t dir_scatter_copy(const struct dir_scatter *s, void *buf, bool store);
 void dir_scatter_unmap(struct dir_scatter *s);
+
+/* One change under way: the descriptor, and what undoes it.  Source: dir.c. */
+struct dir_change {
+	struct store_file *file;
+	struct store_change *ch;
+	int fd;
+	int rfd; /* for reading: the same, or one with the server's own rights, or -1 */
+	bool nowait;
+	/* The bytes that were in all ranges, one after the other; NULL: not read.  ch->undo's data
+	 * if there is one. */
+	unsigned char *old;
+	struct dir_scatter scatter; /* a store of many ranges */
+	size_t scattered;           /* of these, written through the mapping */
+};
+/* Open the file with these rights, and look at it. */
+int dir_change_begin(struct dir_change *c, struct store_file *file, const struct store_cred *cred,
+		     struct store_change *ch, bool nowait);
+/* touched: the file was written to, whatever came of it. */
+int dir_change_end(struct dir_change *c, bool touched, int err);
+/* The rest of the record is filled in: from here on a crash is dealt with. */
+void dir_undo_arm(struct dir_change *c, uint32_t how, uint64_t size, uint64_t end, uint64_t len);
+/* The descriptor for reading with these rights, one reference. */
+int dir_open_read(struct store_file *file, const struct store_cred *cred, bool nowait,
+		  struct dir_open **out);
+void dir_open_put(struct store_vol *vol, struct dir_open *o);
+/* All of it, less only at end of file; resident: only what needs no disk, else -EAGAIN. */
+ssize_t dir_read_all(int fd, void *buf, size_t len, uint64_t off, bool resident);
+int dir_write_all(int fd, const void *buf, size_t len, uint64_t off, size_t *done);
+/* After a crash: the file of that name and identity, as the server itself; -ESTALE: it is not. */
+int dir_recover_open(struct store_vol *vol, const char *path, const rf_fid *fid, int flags,
+		     struct stat *st);
+
+/* Source: extent.c. */
+int dir_fallocate(struct store_file *file, const struct store_cred *cred, struct store_change *ch,
+		  bool nowait);
+int dir_remap(struct store_file *file, const struct store_cred *cred, struct store_file *src,
+	      const struct store_cred *src_cred, struct store_change *ch, bool nowait);
+off_t dir_seek(struct store_file *file, const struct store_cred *cred, uint64_t off, int whence,
+	       bool nowait);
+/* As recover() of store.h, for STORE_UNDO_FINISH, _SHIFT and _REMAP. */
+int dir_recover_finish(int fd, const struct store_undo *u, uint64_t size);
+int dir_recover_shift(const struct store_undo *u, uint64_t size);
+int dir_recover_remap(struct store_vol *vol, int fd, const struct store_undo *u);
 
 /* Source: watch.c. */
 int dir_watch(struct store_vol *vol, store_changed_fn *fn, void *arg);

@@ -1,0 +1,444 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * server_range_test.c - fallocate in all modes, clone, dedupe, copy and SEEK_DATA through the server:
+ * what the file is afterwards, what another client is told, and what the file system refuses.
+ *
+ * On ext4 and xfs on disks of the test's own, and on tmpfs.
+ */
+#include "srv_own.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+enum {
+	BLK = 4096,
+	SIZE = 5 * BLK + 100,
+	CAP = 32 * BLK,
+	KEEP = FALLOC_FL_KEEP_SIZE,
+	ZERO = FALLOC_FL_ZERO_RANGE,
+	COLLAPSE = FALLOC_FL_COLLAPSE_RANGE,
+	INSERT = FALLOC_FL_INSERT_RANGE,
+	UNSHARE = FALLOC_FL_UNSHARE_RANGE
+};
+
+static const char *fs; /* what the server serves */
+
+static void on(const char *type)
+{
+	fs = type;
+	if (!strcmp(type, "tmpfs"))
+		setup_at("/dev/shm");
+	else if (!setup_disk(type))
+		cr_skip("needs root, mkfs.%s and a loop device", type);
+	start_server();
+}
+
+static void end(void)
+{
+	if (server)
+		teardown();
+}
+
+TestSuite(server_range, .fini = end, .timeout = 60);
+
+/* ---- the model ---- */
+
+struct model {
+	size_t size;
+	unsigned char b[CAP];
+};
+
+static void model_fill(struct model *m, size_t size, unsigned seed)
+{
+	size_t i;
+
+	memset(m, 0, sizeof(*m));
+	m->size = size;
+	for (i = 0; i < size; i++)
+		m->b[i] = (unsigned char)((i / 7 + seed) % 250 + 1);
+}
+
+static void model_grow(struct model *m, size_t size)
+{
+	m->size = size > m->size ? size : m->size;
+}
+
+static void model_falloc(struct model *m, int mode, size_t off, size_t len)
+{
+	if (mode == COLLAPSE) {
+		memmove(m->b + off, m->b + off + len, m->size - off - len);
+		memset(m->b + m->size - len, 0, len);
+		m->size -= len;
+	} else if (mode == INSERT) {
+		memmove(m->b + off + len, m->b + off, m->size - off);
+		memset(m->b + off, 0, len);
+		m->size += len;
+	} else {
+		if (mode & (FALLOC_FL_PUNCH_HOLE | ZERO))
+			memset(m->b + off, 0, len);
+		if (!(mode & KEEP))
+			model_grow(m, off + len);
+	}
+}
+
+static void model_copy(struct model *to, size_t to_off, const struct model *from, size_t off,
+		       size_t len)
+{
+	memmove(to->b + to_off, from->b + off, len);
+	model_grow(to, to_off + len);
+}
+
+static void model_put(const struct model *m, const char *name)
+{
+	int fd = open(at(name), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0666);
+
+	cr_assert(eq(i64, write(fd, m->b, m->size), (ssize_t)m->size));
+	close(fd);
+}
+
+/* The file is what the model says, as the program of this host sees it. */
+static void same(const struct model *m, const char *name)
+{
+	static unsigned char b[CAP + 1];
+	int fd = open(at(name), O_RDONLY | O_CLOEXEC);
+	ssize_t n = read(fd, b, sizeof(b));
+	size_t i;
+
+	close(fd);
+	cr_assert(eq(i64, n, (ssize_t)m->size), "%s on %s", name, fs);
+	for (i = 0; i < m->size && b[i] == m->b[i]; i++)
+		;
+	cr_assert(i == m->size, "%s on %s: byte %zu", name, fs, i);
+}
+
+/* ---- fallocate ---- */
+
+/* Which file systems have it. */
+enum { EXT4 = 1, XFS = 2, TMPFS = 4, ALL = 7 };
+
+static int this_fs(void)
+{
+	return !strcmp(fs, "ext4") ? EXT4 : !strcmp(fs, "xfs") ? XFS : TMPFS;
+}
+
+static const struct alloc {
+	int mode;
+	size_t off, len;
+	int has;             /* the others say EOPNOTSUPP */
+	int err;             /* what those that have it say */
+	size_t b_off, b_len; /* what others are told of; 0: nothing changed */
+	bool push;           /* with the new bytes */
+} alloc[] = {
+    {0, 0, SIZE, ALL, 0, 0, 0, false},
+    {0, 100, 8 * BLK, ALL, 0, SIZE, 100 + 8 * BLK - SIZE, false},
+    {0, 3 * BLK, SIZE + 50 - 3 * BLK, ALL, 0, SIZE, 50, true},
+    {KEEP, 0, 9 * BLK, ALL, 0, 0, 0, false},
+    {PUNCH, BLK, BLK, ALL, 0, BLK, BLK, true},
+    {PUNCH, 100, 2 * BLK, ALL, 0, 100, 2 * BLK, false},
+    {PUNCH, 5 * BLK, 3 * BLK, ALL, 0, 5 * BLK, 100, true},
+    {PUNCH, 7 * BLK, BLK, ALL, 0, 0, 0, false},
+    {ZERO, 10, 300, EXT4 | XFS, 0, 10, 300, true},
+    {ZERO, 100, 3 * BLK, EXT4 | XFS, 0, 100, 3 * BLK, false},
+    {ZERO, 4 * BLK + 5, 4 * BLK, EXT4 | XFS, 0, 4 * BLK + 5, 4 * BLK, false},
+    {ZERO, 7 * BLK, 10, EXT4 | XFS, 0, SIZE, 7 * BLK + 10 - SIZE, false},
+    {ZERO | KEEP, 4 * BLK + 5, 4 * BLK, EXT4 | XFS, 0, 4 * BLK + 5, BLK + 95, false},
+    {ZERO | KEEP, 5 * BLK, 4 * BLK, EXT4 | XFS, 0, 5 * BLK, 100, true},
+    {ZERO | KEEP, 8 * BLK, BLK, EXT4 | XFS, 0, 0, 0, false},
+    {COLLAPSE, BLK, 2 * BLK, EXT4 | XFS, 0, BLK, SIZE - BLK, false},
+    {COLLAPSE, 0, 5 * BLK, EXT4 | XFS, 0, 0, SIZE, false},
+    {COLLAPSE, 4 * BLK, BLK, EXT4 | XFS, 0, 4 * BLK, BLK + 100, false},
+    {COLLAPSE, 100, BLK, EXT4 | XFS, EINVAL, 0, 0, false},
+    {COLLAPSE, BLK, 100, EXT4 | XFS, EINVAL, 0, 0, false},
+    {COLLAPSE, 4 * BLK, 2 * BLK, EXT4 | XFS, EINVAL, 0, 0, false},
+    {COLLAPSE, 0, (size_t)1 << 40, EXT4 | XFS, EINVAL, 0, 0, false},
+    {INSERT, 0, BLK, EXT4 | XFS, 0, 0, SIZE + BLK, false},
+    {INSERT, 5 * BLK, 3 * BLK, EXT4 | XFS, 0, 5 * BLK, 3 * BLK + 100, false},
+    {INSERT, 1, BLK, EXT4 | XFS, EINVAL, 0, 0, false},
+    {INSERT, BLK, 1, EXT4 | XFS, EINVAL, 0, 0, false},
+    {INSERT, 6 * BLK, BLK, EXT4 | XFS, EINVAL, 0, 0, false},
+    {UNSHARE, 0, SIZE, XFS, 0, 0, 0, false},
+    {UNSHARE, 0, SIZE + 100, XFS, 0, SIZE, 100, true},
+    {UNSHARE | KEEP, BLK, 2 * BLK, XFS, 0, 0, 0, false},
+    /* What no file system has, or no Linux. */
+    {FALLOC_FL_PUNCH_HOLE, 0, BLK, 0, 0, 0, 0, false},
+    {PUNCH | ZERO, 0, BLK, 0, 0, 0, 0, false},
+    {COLLAPSE | KEEP, 0, BLK, 0, 0, 0, 0, false},
+    {INSERT | COLLAPSE, 0, BLK, 0, 0, 0, 0, false},
+    {FALLOC_FL_NO_HIDE_STALE, 0, BLK, 0, 0, 0, 0, false},
+    {0x80, 0, BLK, 0, 0, 0, 0, false},
+    {(int)0x80000000, 0, BLK, 0, 0, 0, 0, false},
+    {0, 0, 0, ALL, EINVAL, 0, 0, false},
+    {0, (size_t)1 << 63, BLK, ALL, EINVAL, 0, 0, false},
+    {KEEP, INT64_MAX - 10, BLK, ALL, EFBIG, 0, 0, false},
+};
+
+/* b holds a promise, a changes: what both are told, and what the file is. */
+static void one_alloc(struct tc *a, struct tc *b, const struct alloc *t, unsigned row)
+{
+	struct tc_at where = {.off = t->off};
+	static struct model m;
+	char name[16];
+	rf_status s, sb;
+	uint64_t dv;
+
+	snprintf(name, sizeof(name), "f%u", row);
+	model_fill(&m, SIZE, row);
+	model_put(&m, name);
+	s = tc_find(a, name, RF_LK_READ | RF_LK_WRITE);
+	sb = tc_find(b, name, RF_LK_READ);
+	cr_assert(eq(u64, sb.dv, s.dv));
+	where.fid = &s.fid;
+	where.path = name;
+	tc_falloc(a, &where, row + 1, t->mode, t->len);
+	if (t->err || !(t->has & this_fs())) {
+		ERROR(a, (u_int)(t->has & this_fs() ? t->err : EOPNOTSUPP));
+		same(&m, name);
+		goto unchanged;
+	}
+	model_falloc(&m, t->mode, t->off, t->len);
+	if (t->b_len) {
+		EXPECT(b, RF_BREAK);
+		cr_assert(br(b)->known);
+		cr_assert(eq(u32, br(b)->ranges.ranges_len, 1));
+		cr_assert(eq(u64, br(b)->ranges.ranges_val->off, t->b_off), "row %u", row);
+		cr_assert(eq(u64, br(b)->ranges.ranges_val->len, t->b_len), "row %u", row);
+		cr_assert(eq(u64, br(b)->dv_before, s.dv));
+		cr_assert(eq(u64, br(b)->status.size, m.size));
+		cr_assert(eq(sz, b->len, t->push ? t->b_len : 0), "row %u", row);
+		cr_assert(not(t->push && memcmp(b->payload, m.b + t->b_off, t->b_len)));
+		tc_ack(b, br(b)->id);
+	}
+	EXPECT(a, RF_APPLIED);
+	cr_assert(eq(u64, applied(a)->dv_before, s.dv));
+	cr_assert(eq(u64, applied(a)->status.size, m.size), "row %u", row);
+	cr_assert(ne(int, applied(a)->status.dv == s.dv, t->b_len != 0), "row %u", row);
+	dv = applied(a)->status.dv;
+	EXPECT(a, RF_RELEASED);
+	same(&m, name);
+	s.dv = dv;
+unchanged:
+	/* What was not a change does not look like one by somebody else either, later. */
+	tc_fetch(b, &s.fid, name, 0, 1, true);
+	EXPECT(b, RF_FETCH_R);
+	cr_assert(eq(u64, b->msg.body.rf_body_u.fetch_r.status.dv, s.dv), "row %u on %s", row, fs);
+}
+
+static void all_modes(const char *type)
+{
+	struct tc a, b;
+	unsigned i;
+
+	on(type);
+	tc_open(&a, sock, 1);
+	tc_open(&b, sock, 2);
+	for (i = 0; i < sizeof(alloc) / sizeof(*alloc); i++)
+		one_alloc(&a, &b, &alloc[i], i);
+	tc_close(&a);
+	tc_close(&b);
+}
+
+Test(server_range, modes_ext4)
+{
+	all_modes("ext4");
+}
+
+Test(server_range, modes_xfs)
+{
+	all_modes("xfs");
+}
+
+Test(server_range, modes_tmpfs)
+{
+	all_modes("tmpfs");
+}
+
+/* ---- clone, dedupe, copy ---- */
+
+static struct model from, to;
+static rf_status sf, st_to;
+static struct tc_at src, dst;
+static uint64_t request = 100;
+
+static void pair(struct tc *a, size_t from_size, size_t to_size)
+{
+	model_fill(&from, from_size, 3);
+	model_fill(&to, to_size, 90);
+	model_put(&from, "from");
+	model_put(&to, "to");
+	sf = tc_find(a, "from", RF_LK_READ);
+	st_to = tc_find(a, "to", RF_LK_READ | RF_LK_WRITE);
+	src = (struct tc_at){&sf.fid, "from", 0, 0};
+	dst = (struct tc_at){&st_to.fid, "to", 0, 0};
+}
+
+/* Whatever it is, it must do n bytes of len, and b be told of [off, off + blen). */
+static void remap_ok(struct tc *a, struct tc *b, u_int kind, size_t len, size_t n, size_t off,
+		     size_t blen)
+{
+	rf_status sb = tc_find(b, "to", RF_LK_READ);
+
+	tc_remap(a, &src, &dst, ++request, kind, len);
+	if (blen) {
+		EXPECT(b, RF_BREAK);
+		cr_assert(br(b)->known);
+		cr_assert(eq(u32, br(b)->ranges.ranges_len, 1));
+		cr_assert(eq(u64, br(b)->ranges.ranges_val->off, off));
+		cr_assert(eq(u64, br(b)->ranges.ranges_val->len, blen));
+		cr_assert(eq(sz, b->len, 0));
+		tc_ack(b, br(b)->id);
+	}
+	EXPECT(a, RF_APPLIED);
+	cr_assert(eq(u64, applied(a)->off, n));
+	cr_assert(eq(u64, applied(a)->status.fid.ino, st_to.fid.ino));
+	cr_assert(ne(int, applied(a)->status.dv == sb.dv, blen != 0));
+	EXPECT(a, RF_RELEASED);
+	if (blen)
+		model_copy(&to, dst.off, &from, src.off, n);
+	cr_assert(eq(u64, tc_find(b, "to", RF_LK_READ).size, to.size));
+	same(&to, "to");
+	same(&from, "from");
+}
+
+static void remap_err(struct tc *a, u_int kind, size_t len, u_int err)
+{
+	tc_remap(a, &src, &dst, ++request, kind, len);
+	ERROR(a, err);
+	same(&to, "to");
+	same(&from, "from");
+}
+
+static void copies(const char *type)
+{
+	struct tc a, b;
+
+	on(type);
+	tc_open(&a, sock, 1);
+	tc_open(&b, sock, 2);
+	pair(&a, SIZE, SIZE);
+	src.off = 10;
+	dst.off = 77;
+	remap_ok(&a, &b, RF_REMAP_COPY, BLK, BLK, 77, BLK);
+	/* Less than asked at the end of the source; nothing behind it. */
+	src.off = 5 * BLK;
+	remap_ok(&a, &b, RF_REMAP_COPY, BLK, 100, 77, 100);
+	src.off = SIZE;
+	remap_ok(&a, &b, RF_REMAP_COPY, BLK, 0, 0, 0);
+	src.off = 1 << 30;
+	remap_ok(&a, &b, RF_REMAP_COPY, BLK, 0, 0, 0);
+	/* It makes the file larger, with a hole in between. */
+	src.off = 0;
+	dst.off = 8 * BLK + 1;
+	remap_ok(&a, &b, RF_REMAP_COPY, BLK, BLK, SIZE, 8 * BLK + 1 + BLK - SIZE);
+	/* Numbers that are none. */
+	src.off = (uint64_t)1 << 63;
+	remap_err(&a, RF_REMAP_COPY, 1, EINVAL);
+	src.off = 0;
+	dst.off = INT64_MAX;
+	remap_err(&a, RF_REMAP_COPY, 1, EINVAL);
+	dst.off = 0;
+	remap_err(&a, 0, BLK, EINVAL);
+	remap_err(&a, 4, BLK, EINVAL);
+	remap_err(&a, RF_REMAP_COPY, UINT64_MAX, EINVAL);
+	/* In one file. */
+	dst = src;
+	dst.off = 3 * BLK;
+	remap_err(&a, RF_REMAP_COPY, 3 * BLK + 1, EINVAL);
+	tc_find(&a, "from", RF_LK_READ | RF_LK_WRITE);
+	tc_remap(&a, &src, &dst, ++request, RF_REMAP_COPY, 2 * BLK);
+	cr_assert(eq(int, reply(&a), RF_APPLIED));
+	cr_assert(eq(u64, applied(&a)->off, 2 * BLK));
+	cr_assert(eq(int, reply(&a), RF_RELEASED));
+	model_copy(&from, 3 * BLK, &from, 0, 2 * BLK);
+	same(&from, "from");
+	tc_close(&a);
+	tc_close(&b);
+}
+
+Test(server_range, copy_ext4)
+{
+	copies("ext4");
+}
+
+Test(server_range, copy_xfs)
+{
+	copies("xfs");
+}
+
+Test(server_range, copy_tmpfs)
+{
+	copies("tmpfs");
+}
+
+static void no_clones(const char *type)
+{
+	struct tc a;
+
+	on(type);
+	tc_open(&a, sock, 1);
+	pair(&a, SIZE, SIZE);
+	remap_err(&a, RF_REMAP_CLONE, BLK, EOPNOTSUPP);
+	remap_err(&a, RF_REMAP_DEDUPE, BLK, EOPNOTSUPP);
+	tc_close(&a);
+}
+
+Test(server_range, no_clone_ext4)
+{
+	no_clones("ext4");
+}
+
+Test(server_range, no_clone_tmpfs)
+{
+	no_clones("tmpfs");
+}
+
+Test(server_range, clone)
+{
+	struct tc a, b;
+
+	on("xfs");
+	tc_open(&a, sock, 1);
+	tc_open(&b, sock, 2);
+	pair(&a, SIZE, SIZE);
+	src.off = BLK;
+	dst.off = 3 * BLK;
+	remap_ok(&a, &b, RF_REMAP_CLONE, 2 * BLK, 2 * BLK, 3 * BLK, 2 * BLK);
+	/* To the end of the source; past the end of the file. */
+	dst.off = 8 * BLK;
+	remap_ok(&a, &b, RF_REMAP_CLONE, 0, SIZE - BLK, SIZE, 8 * BLK - BLK);
+	remap_err(&a, RF_REMAP_CLONE, 100, EINVAL);
+	src.off = 1;
+	remap_err(&a, RF_REMAP_CLONE, BLK, EINVAL);
+	src.off = 100 * BLK;
+	remap_err(&a, RF_REMAP_CLONE, BLK, EINVAL);
+	remap_err(&a, RF_REMAP_CLONE, 0, EINVAL);
+	tc_close(&a);
+	tc_close(&b);
+}
+
+Test(server_range, dedupe)
+{
+	struct stat before, after;
+	struct tc a, b;
+
+	on("xfs");
+	tc_open(&a, sock, 1);
+	tc_open(&b, sock, 2);
+	pair(&a, SIZE, SIZE);
+	/* Different: nothing happens. */
+	remap_ok(&a, &b, RF_REMAP_DEDUPE, 2 * BLK, 0, 0, 0);
+	src.off = dst.off = BLK;
+	remap_ok(&a, &b, RF_REMAP_COPY, 2 * BLK, 2 * BLK, BLK, 2 * BLK);
+	cr_assert(not(stat(at("to"), &before)));
+	remap_ok(&a, &b, RF_REMAP_DEDUPE, 2 * BLK, 2 * BLK, 0, 0);
+	cr_assert(not(stat(at("to"), &after)));
+	cr_assert(before.st_mtim.tv_nsec == after.st_mtim.tv_nsec);
+	remap_ok(&a, &b, RF_REMAP_DEDUPE, 3 * BLK, 0, 0, 0);
+	src.off = 1;
+	remap_err(&a, RF_REMAP_DEDUPE, BLK, EINVAL);
+	tc_close(&a);
+	tc_close(&b);
+}

@@ -1,0 +1,417 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * extent.c - what changes where a file's bytes lie: fallocate, clone, dedupe, copy; and where there
+ * are none (SEEK_HOLE).
+ *
+ * All of it is the file system's own, by the call that a local program would make, so that what
+ * it lacks or refuses (alignment, ranges past the end) has its errno.  Only copying is also done by
+ * reading and writing.
+ *
+ * Whole or not at all.  What a file system refuses it refuses before the first block.  If it fails
+ * later the change is torn: old blocks are gone; but for these: allocation is undone by putting
+ * the size back, and an insertion that runs out of space has moved nothing yet (the one thing that
+ * needs space, to split the extent at the offset, comes first) but the size.  A copy that
+ * fails in the middle is shorter.
+ *
+ * Killed in the middle.  A dying thread finishes its system call first, and until then the state
+ * file is locked, so a next server sees what the calls left:
+ *
+ *	alloc, unshare		nothing but the size can be seen: put back (UNDO_BYTES)
+ *	punch, zero		done again (UNDO_FINISH)
+ *	collapse, insert	ext4 and xfs do not look for signals on their way, so it is done or
+ *				not, which the size says (UNDO_SHIFT); it must not be done again
+ *	clone, copy		these do look for signals: done again (UNDO_REMAP).  The source is as it
+ *				was: it is held like the file itself, and ranges that
+ *				overlap in one file are refused
+ *	dedupe			changes no byte: done again if the client asks again
+ *
+ * Locks: none.
+ */
+#include "dir.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdalign.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#define INLINE (1u << 20)      /* allocated in memory at once; more takes too long for the caller */
+#define COPY_BUF (1u << 20)    /* by reading and writing */
+#define DEDUPE_MAX (16u << 20) /* what all file systems compare in one call */
+
+/* ---- fallocate ---- */
+
+/* The mode is one that Linux has. */
+static bool known(int mode)
+{
+	switch (mode) {
+	case 0:
+	case FALLOC_FL_KEEP_SIZE:
+	case FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE:
+	case FALLOC_FL_ZERO_RANGE:
+	case FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE:
+	case FALLOC_FL_COLLAPSE_RANGE:
+	case FALLOC_FL_INSERT_RANGE:
+	case FALLOC_FL_UNSHARE_RANGE:
+	case FALLOC_FL_UNSHARE_RANGE | FALLOC_FL_KEEP_SIZE:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static bool shifts(int mode)
+{
+	return mode == FALLOC_FL_COLLAPSE_RANGE || mode == FALLOC_FL_INSERT_RANGE;
+}
+
+/* What is old under the range is gone when this fails halfway. */
+static bool zeroes(int mode)
+{
+	return mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE);
+}
+
+/* A signal ends some of these early; what they have done so far does not have to be undone. */
+static int call(int fd, int mode, const rf_range *r)
+{
+	int err;
+
+	do
+		err = fallocate(fd, mode, (off_t)r->off, (off_t)r->len) ? -errno : 0;
+	while (err == -EINTR && !shifts(mode));
+	return err;
+}
+
+static void arm(struct dir_change *c)
+{
+	struct store_change *ch = c->ch;
+	struct store_undo *u = ch->undo;
+	const rf_range *r = ch->ranges;
+	uint64_t size = ch->before.size, end = r->off + r->len;
+
+	if (!u)
+		return;
+	u->nranges = 0;
+	if (zeroes(ch->mode)) {
+		u->mode = (uint32_t)ch->mode;
+		u->nranges = 1;
+		u->range[0] = *r;
+		dir_undo_arm(c, STORE_UNDO_FINISH, UINT64_MAX, 0, 0);
+	} else if (ch->mode == FALLOC_FL_INSERT_RANGE) {
+		dir_undo_arm(c, STORE_UNDO_SHIFT, size, size + r->len, 0);
+	} else if (ch->mode == FALLOC_FL_COLLAPSE_RANGE) {
+		dir_undo_arm(c, STORE_UNDO_SHIFT, size, size - r->len, 0);
+	} else if (!(ch->mode & FALLOC_FL_KEEP_SIZE) && end > size) {
+		dir_undo_arm(c, STORE_UNDO_BYTES, size, end, 0);
+	}
+}
+
+/* Nothing was done: these are said before anything is. */
+static bool refused(int err)
+{
+	return err == -EOPNOTSUPP || err == -ENOSYS || err == -ENOTTY || err == -EPERM ||
+	       err == -ENODEV || err == -ETXTBSY || err == -EFBIG || err == -EXDEV || err == -EBADF;
+}
+
+/* After an error: does the file look as before? */
+static bool moved(const struct dir_change *c, struct store_attr *now)
+{
+	const struct store_attr *was = &c->ch->before;
+
+	return dir_attr(c->file, c->fd, now) || now->size != was->size ||
+	       now->blocks != was->blocks || now->ctime != was->ctime;
+}
+
+/* The call failed with err: put back what can be. */
+static bool torn(const struct dir_change *c, int err)
+{
+	const struct store_change *ch = c->ch;
+	struct store_attr now = {0};
+
+	if (refused(err) || err == -EINVAL || !moved(c, &now))
+		return false;
+	if (shifts(ch->mode) &&
+	    (ch->mode != FALLOC_FL_INSERT_RANGE || (err != -ENOSPC && err != -EDQUOT)))
+		return true;
+	if (now.size != ch->before.size || !zeroes(ch->mode))
+		if (ftruncate(c->fd, (off_t)ch->before.size))
+			return true;
+	return zeroes(ch->mode);
+}
+
+int dir_fallocate(struct store_file *file, const struct store_cred *cred, struct store_change *ch,
+		  bool nowait)
+{
+	const rf_range *r = ch->ranges;
+	struct dir_change c;
+	int err;
+
+	if (ch->nranges != 1 || !r->len || r->len > INT64_MAX || r->off > INT64_MAX)
+		return -EINVAL;
+	if (!known(ch->mode))
+		return -EOPNOTSUPP;
+	if (r->len > INT64_MAX - r->off)
+		return -EFBIG;
+	if (nowait && (!file->vol->ram || r->len > INLINE))
+		return -EAGAIN;
+	err = dir_change_begin(&c, file, cred, ch, nowait);
+	if (err)
+		return err;
+	arm(&c);
+	err = call(c.fd, ch->mode, r);
+	if (err)
+		ch->torn = torn(&c, err);
+	return dir_change_end(&c, true, err);
+}
+
+/* ---- two files ---- */
+
+/* One of them, or both: a part of `in` and a part of `out`. */
+struct span {
+	int in, out;
+	uint64_t in_off, out_off, len;
+};
+
+/* By reading and writing, for file systems that cannot. */
+static ssize_t copy_bytes(const struct span *s)
+{
+	unsigned char *buf = malloc(COPY_BUF);
+	uint64_t done = 0;
+	ssize_t n = 0;
+	size_t part;
+	int err = 0;
+
+	if (!buf)
+		return -ENOMEM;
+	while (!err && done < s->len) {
+		part = s->len - done < COPY_BUF ? s->len - done : COPY_BUF;
+		n = dir_read_all(s->in, buf, part, s->in_off + done, false);
+		if (n <= 0)
+			break;
+		err = dir_write_all(s->out, buf, (size_t)n, s->out_off + done, &part);
+		done += part;
+	}
+	free(buf);
+	if (done)
+		return (ssize_t)done;
+	return err ? err : n;
+}
+
+/* How many bytes; an error only if that is none. */
+static ssize_t copy_range(const struct span *s)
+{
+	off_t in = (off_t)s->in_off, out = (off_t)s->out_off;
+	uint64_t done = 0;
+	ssize_t n = 0;
+
+	while (done < s->len) {
+		n = copy_file_range(s->in, &in, s->out, &out, s->len - done, 0);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			break;
+		done += (size_t)n;
+	}
+	if (done || n == 0)
+		return (ssize_t)done;
+	if (errno == EXDEV || errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL)
+		return copy_bytes(s);
+	return -errno;
+}
+
+static ssize_t clone_range(const struct span *s)
+{
+	struct file_clone_range arg = {.src_fd = s->in,
+				       .src_offset = s->in_off,
+				       .src_length = s->len,
+				       .dest_offset = s->out_off};
+
+	return ioctl(s->out, FICLONERANGE, &arg) ? -errno : (ssize_t)s->len;
+}
+
+/* 0 if any byte differs: what was shared before it came to light is as it was. */
+static ssize_t dedupe_range(const struct span *s)
+{
+	alignas(struct file_dedupe_range) unsigned char
+	    space[sizeof(struct file_dedupe_range) + sizeof(struct file_dedupe_range_info)];
+	struct file_dedupe_range *arg = (void *)space;
+	uint64_t done = 0;
+	int err = 0;
+
+	while (!err && done < s->len) {
+		memset(space, 0, sizeof(space));
+		arg->src_offset = s->in_off + done;
+		arg->src_length = s->len - done < DEDUPE_MAX ? s->len - done : DEDUPE_MAX;
+		arg->dest_count = 1;
+		arg->info[0].dest_fd = s->out;
+		arg->info[0].dest_offset = s->out_off + done;
+		err = ioctl(s->in, FIDEDUPERANGE, arg) ? -errno : arg->info[0].status;
+		if (err == FILE_DEDUPE_RANGE_DIFFERS)
+			return 0;
+		if (!err && !arg->info[0].bytes_deduped)
+			break;
+		done += arg->info[0].bytes_deduped;
+	}
+	return done ? (ssize_t)done : err;
+}
+
+static ssize_t remap(unsigned kind, const struct span *s)
+{
+	switch (kind) {
+	case RF_REMAP_CLONE:
+		return clone_range(s);
+	case RF_REMAP_DEDUPE:
+		return dedupe_range(s);
+	default:
+		return copy_range(s);
+	}
+}
+
+/* Of a source of that size: the part that there is.  -EINVAL if the kernel would say so. */
+static int clip(struct span *s, unsigned kind, bool same, uint64_t size)
+{
+	uint64_t rest = s->in_off < size ? size - s->in_off : 0;
+
+	if (kind == RF_REMAP_COPY) {
+		s->len = s->len < rest ? s->len : rest;
+		if (same && s->in_off < s->out_off + s->len && s->out_off < s->in_off + s->len)
+			return -EINVAL;
+		s->len = s->len < RF_COPY_MAX ? s->len : RF_COPY_MAX;
+		return 0;
+	}
+	if (s->in_off > size)
+		return -EINVAL;
+	if (!s->len && kind == RF_REMAP_CLONE)
+		s->len = rest;
+	return 0;
+}
+
+static void arm_remap(struct dir_change *c, const struct store_file *src, const struct span *s)
+{
+	struct store_change *ch = c->ch;
+	struct store_undo *u = ch->undo;
+	size_t n = strlen(ch->src_path) + 1;
+
+	if (!u || ch->kind == RF_REMAP_DEDUPE)
+		return;
+	u->mode = ch->kind;
+	u->src = src->fid;
+	u->nranges = 2;
+	u->range[0] = (rf_range){s->out_off, s->len};
+	u->range[1] = (rf_range){s->in_off, s->len};
+	memcpy(u->data, ch->src_path, n);
+	dir_undo_arm(c, STORE_UNDO_REMAP, ch->before.size, 0, n);
+}
+
+int dir_remap(struct store_file *file, const struct store_cred *cred, struct store_file *src,
+	      const struct store_cred *src_cred, struct store_change *ch, bool nowait)
+{
+	const rf_range *r = ch->ranges;
+	struct store_attr now = {0};
+	struct dir_change c;
+	struct dir_open *in;
+	struct span s;
+	struct stat st;
+	ssize_t n;
+	int err;
+
+	if (ch->nranges != 1 || r->off > INT64_MAX || ch->src_off > INT64_MAX ||
+	    r->len > INT64_MAX - r->off || r->len > INT64_MAX - ch->src_off)
+		return -EINVAL;
+	if (nowait)
+		return -EAGAIN;
+	/* A thread has one identity at a time. */
+	err = dir_open_read(src, src_cred, false, &in);
+	if (err)
+		return err;
+	err = dir_change_begin(&c, file, cred, ch, false);
+	if (err)
+		goto out_in;
+	s = (struct span){in->fd, c.fd, ch->src_off, r->off, r->len};
+	err = fstat(in->fd, &st) ? -errno : clip(&s, ch->kind, file == src, (uint64_t)st.st_size);
+	ch->off = 0;
+	if (err || !s.len) {
+		err = dir_change_end(&c, false, err);
+		goto out_in;
+	}
+	arm_remap(&c, src, &s);
+	n = remap(ch->kind, &s);
+	if (n >= 0)
+		ch->off = (uint64_t)n;
+	else if (ch->kind == RF_REMAP_CLONE && !refused((int)n))
+		ch->torn = moved(&c, &now);
+	err = dir_change_end(&c, true, n < 0 ? (int)n : 0);
+out_in:
+	dir_open_put(src->vol, in);
+	return err;
+}
+
+/* ---- holes ---- */
+
+off_t dir_seek(struct store_file *file, const struct store_cred *cred, uint64_t off, int whence,
+	       bool nowait)
+{
+	struct dir_open *o;
+	off_t to;
+	int err;
+
+	if (whence != SEEK_DATA && whence != SEEK_HOLE)
+		return -EINVAL;
+	if (nowait && !file->vol->ram)
+		return -EAGAIN;
+	err = dir_open_read(file, cred, nowait, &o);
+	if (err)
+		return err;
+	/* Reads of others through this descriptor say where they read. */
+	to = off > INT64_MAX ? -ENXIO : lseek(o->fd, (off_t)off, whence);
+	if (to == -1)
+		to = -errno;
+	dir_open_put(file->vol, o);
+	return to;
+}
+
+/* ---- after a crash ---- */
+
+int dir_recover_finish(int fd, const struct store_undo *u, uint64_t size)
+{
+	uint32_t i;
+	int err;
+
+	for (i = 0; i < u->nranges; i++) {
+		err = call(fd, (int)u->mode, &u->range[i]);
+		if (err)
+			return refused(err) ? 0 : err;
+	}
+	if (size > u->size && ftruncate(fd, (off_t)u->size))
+		return -errno;
+	return 1;
+}
+
+int dir_recover_shift(const struct store_undo *u, uint64_t size)
+{
+	if (size == u->end)
+		return 1;
+	return size == u->size ? 0 : -EEXIST;
+}
+
+int dir_recover_remap(struct store_vol *vol, int fd, const struct store_undo *u)
+{
+	struct span s = {.out = fd,
+			 .in_off = u->range[1].off,
+			 .out_off = u->range[0].off,
+			 .len = u->range[0].len};
+	struct stat st;
+	ssize_t n;
+
+	s.in = dir_recover_open(vol, (const char *)u->data, &u->src, O_RDONLY, &st);
+	if (s.in < 0)
+		return s.in;
+	n = remap(u->mode, &s);
+	close(s.in);
+	if (n < 0)
+		return refused((int)n) || n == -EINVAL ? 0 : (int)n;
+	return (uint64_t)n == s.len ? 1 : -EIO;
+}
