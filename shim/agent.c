@@ -29,6 +29,7 @@
 
 #include "core.h"
 #include "file.h"
+#include "pin.h"
 
 /* ---- packets with descriptors ---- */
 
@@ -579,6 +580,10 @@ int agent_request(struct ctx *c, enum rf_op op, uint32_t vnode, uint32_t key, co
 	if (r)
 		return r;
 	memcpy(req.arg, arg, sizeof(req.arg));
+	if (op == RF_OP_SETSIZE || op == RF_OP_FALLOC || op == RF_OP_REMAP) {
+		req.pins = pin_policy(c, vnode);
+		req.tid = (uint32_t)rf_syscall(SYS_gettid);
+	}
 	count(c, RF_R_REQUEST);
 another:
 	cell = cell_take(c, &req.cell, mask);

@@ -105,8 +105,10 @@ static inline bool map_hits(const struct ctx *c, const void *p, size_t n)
 	       a + n > atomic_load_explicit(&c->map_lo, memory_order_relaxed);
 }
 /* Touch every page of [p, p + n) that is in a managed mapping (write: as by a store, so that the
- * kernel may store there), so that a system call does not meet EFAULT.  Pages past EOF are left. */
-void map_populate(struct ctx *c, const void *p, size_t n, bool write);
+ * kernel may store there), so that a system call does not meet EFAULT.  Pages past EOF are left.
+ * pins, if not NULL, gets pins on what is of shared mappings, taken first. */
+struct pin_call;
+void map_populate(struct ctx *c, const void *p, size_t n, bool write, struct pin_call *pins);
 
 /* ---- faults (fault.c), stripper (strip.c), fork (fork.c), log (log.c) ---- */
 

@@ -4,10 +4,11 @@
  *
  * Configuration, read here and nowhere else:
  *
- *	REFAULT_VOLUMES	   PATH=ADDR[,name=NAME] separated by ';'.  Set but empty: no volumes.
+ *	REFAULT_VOLUMES	   PATH=ADDR[,name=NAME][,pins=POLICY] separated by ';'.  Set but empty: no volumes.
  *	   otherwise	   the same, one a line, '#' comments, in $XDG_CONFIG_HOME/refault/volumes
  *			   (~/.config/refault/volumes) if it is there, else /etc/refault/volumes
  *	REFAULT_LOG	   1 or debug: say more
+ *	REFAULT_PINS	   what a truncate does about pins: fail, sequester, wait[:SECONDS[:fail|:sequester]]
  *	REFAULT_FAULTS	   signal (default) or thread
  *	REFAULT_KEY	   the file of a key (key.c) to open files under; else the user's own uid
  *	REFAULT_DISABLE	   features to do without, for tests: continue-wp
@@ -27,6 +28,7 @@
 #include "core.h"
 #include "file.h"
 #include "key.h"
+#include "pin.h"
 
 #define CONF_MAX 16384u
 
@@ -110,7 +112,8 @@ static bool blank(char ch)
 /* One PATH=ADDR[,name=NAME], cut out of a buffer that stays. */
 static void add_volume(struct ctx *c, char *s)
 {
-	char *addr, *name, *end;
+	char *addr, *name, *end, *next;
+	uint32_t pins = 0;
 	struct volume *v;
 
 	while (blank(*s))
@@ -126,7 +129,8 @@ static void add_volume(struct ctx *c, char *s)
 	}
 	addr = strchr(s, '=');
 	if (*s != '/' || !addr || !strchr(addr, ':') || strchr(addr, ':') == addr + 1) {
-		log_line("volume \"%s\": expected /PATH=unix:/SOCKET[,name=NAME]; left out", s);
+		log_line("volume \"%s\": expected /PATH=unix:/SOCKET[,OPTION=VALUE]...; left out",
+			 s);
 		return;
 	}
 	for (end = addr; end > s + 1 && end[-1] == '/'; end--)
@@ -134,14 +138,22 @@ static void add_volume(struct ctx *c, char *s)
 	*end = '\0';
 	*addr++ = '\0';
 	name = strrchr(s, '/') + 1;
-	end = strchr(addr, ',');
-	if (end) {
+	for (end = strchr(addr, ','); end; end = next) {
 		*end++ = '\0';
-		if (strncmp(end, "name=", 5) != 0 || !end[5] || strchr(end, ',')) {
-			log_line("volume %s: option \"%s\" is not name=NAME; left out", s, end);
+		next = strchr(end, ',');
+		if (next)
+			*next = '\0';
+		if (strncmp(end, "name=", 5) == 0)
+			name = end + 5;
+		if (strncmp(end, "pins=", 5) == 0)
+			pins = pin_parse(end + 5);
+		if (strncmp(end, "name=", 5) != 0 ? strncmp(end, "pins=", 5) != 0 || !pins
+						  : !end[5]) {
+			log_line("volume %s: option \"%s\" is not name=NAME or "
+				 "pins=" PIN_POLICY "; left out",
+				 s, end);
 			return;
 		}
-		name = end + 5;
 	}
 	if (!*name) {
 		log_line("volume /: needs name=NAME; left out");
@@ -152,6 +164,7 @@ static void add_volume(struct ctx *c, char *s)
 	v->conf_len = strlen(s);
 	v->addr = addr;
 	v->name = name;
+	v->pins = pins;
 }
 
 static void add_volumes(struct ctx *c, char *s, char sep)
@@ -231,6 +244,12 @@ static void find_options(struct ctx *c)
 	s = secure_getenv("REFAULT_KEY");
 	if (s && *s)
 		key_config(c, s);
+	s = secure_getenv("REFAULT_PINS");
+	if (s && *s) {
+		c->pins = pin_parse(s);
+		if (!c->pins)
+			log_line("REFAULT_PINS=%s: not " PIN_POLICY "; taken as wait:10:fail", s);
+	}
 	s = secure_getenv("REFAULT_FAULTS");
 	if (s && strcmp(s, "thread") == 0)
 		c->mode |= CTX_FAULT_THREAD;

@@ -28,6 +28,7 @@ struct file;
 struct vnode;
 struct map_local;
 struct map_entry;
+struct pin_record;
 
 struct place; /* anchor.c */
 
@@ -39,6 +40,7 @@ struct volume {
 	const struct place
 	    *_Atomic place; /* where that path leads; NULL: nowhere, or not looked yet */
 	_Atomic uint32_t looked, said;
+	uint32_t pins; /* rf_pins() of its option; 0: as c->pins */
 };
 
 enum {
@@ -55,6 +57,7 @@ struct ctx {
 	int verbose;
 	const char *key_file; /* REFAULT_KEY; NULL: the user's own uid */
 	uint32_t mode;        /* CTX_* */
+	uint32_t pins;        /* REFAULT_PINS, as rf_pins(); 0: not set */
 
 	/* the agent */
 	struct sys_lock attach_lock;
@@ -84,8 +87,15 @@ struct ctx {
 	_Atomic uintptr_t map_lo, map_hi; /* bounding box, empty: lo > hi */
 	struct map_local *local_pool;
 
+	/* pins (pin.c) */
+	_Atomic uint32_t pin_ticket, pin_hint;
+	_Atomic uint64_t pin_group, pin_pages; /* pages: of refault_pin */
+	struct pin_record *pin_record;
+	uint32_t pin_records;
+
 	/* the stripper (strip.c) */
 	_Atomic uint32_t strip_busy; /* it is between reading the table and madvise */
+	_Atomic uint32_t strip_turn; /* counts what it strips */
 	_Atomic uint64_t
 	    lease_next; /* CLOCK_MONOTONIC ns when it looks next, UINT64_MAX: not by itself */
 	int poke;       /* eventfd that makes it look now */

@@ -177,6 +177,8 @@ static int open_vnode(struct ctx *c, int fd, const struct anchor *a, int flags, 
 	r = key_read(c, &key);
 	if (!r)
 		r = agent_open(c, &o, a->vol->addr, a->vol->name, a->rel, &key, vn, number);
+	if (!r)
+		atomic_store(&(*vn)->pins, a->vol->pins);
 	key_wipe(&key);
 	if (made)
 		rf_syscall(SYS_fchmod, fd, o.mode);

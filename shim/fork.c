@@ -15,6 +15,7 @@
 
 #include "file.h"
 #include "map.h"
+#include "pin.h"
 
 static void prepare(void)
 {
@@ -60,6 +61,7 @@ static void child(void)
 	atomic_store(&c->map_lo, UINTPTR_MAX);
 	atomic_store(&c->map_hi, 0);
 
+	pin_fork_child(c);
 	vnode_forget_aliases(c);
 	if (c->fork.n) {
 		r = agent_attach(c, true);

@@ -25,6 +25,7 @@
 
 #include "file.h"
 #include "map.h"
+#include "pin.h"
 
 #define LOCALS RF_MAPS
 
@@ -74,6 +75,11 @@ static uint32_t lower(const struct ctx *c, uintptr_t addr)
 			lo = mid + 1;
 	}
 	return lo;
+}
+
+int map_prot(const struct map_entry *e)
+{
+	return MAP_PROT_OF(e->flags);
 }
 
 static uint32_t seq_begin(const struct ctx *c)
@@ -194,6 +200,7 @@ static struct map_local *local_take(struct ctx *c, struct file *f, uint64_t pgof
 		atomic_store(&l->next_page, UINT64_MAX);
 		atomic_store(&l->window, 1);
 		atomic_store(&l->touched, 0);
+		l->until = 0;
 		atomic_store(&l->refs, 1);
 		*index = i;
 		return l;
@@ -373,7 +380,7 @@ out:
 	sys_unlock(&c->lock, m);
 	put_all(c, &puts);
 	if (!sys_err(p) && (flags & (MAP_POPULATE | MAP_LOCKED)) && (prot & PROT_READ))
-		map_populate(c, p, len, false);
+		map_populate(c, p, len, false, NULL);
 	if (!sys_err(p) && (flags & MAP_LOCKED))
 		map_mlock(c, p, len, true, 0);
 	return p;
@@ -425,6 +432,7 @@ int map_forget(struct ctx *c, void *addr, size_t len)
 		done = cut(c, lo, hi, &puts);
 		change_end(c);
 		strip_quiesce(c);
+		pin_forget(c, lo, hi);
 		sys_unlock(&c->lock, m);
 		put_all(c, &puts);
 	}
@@ -531,6 +539,7 @@ void *map_mremap(struct ctx *c, void *addr, size_t old_len, size_t new_len, int 
 		r = protect_private(c, &moved);
 	}
 	cut(c, lo, hi, &puts);
+	pin_move(c, lo, hi, moved.start);
 	if (!r)
 		insert(c, &moved);
 	change_end(c);
@@ -548,9 +557,6 @@ out:
 }
 
 /* ---- the rest of the family: for every managed piece of [addr, addr + len) ---- */
-
-typedef int (*piece_fn)(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi,
-			void *arg);
 
 /* The first entry that ends above `at`, held: its file and views stay until piece_put. */
 static bool piece_get(struct ctx *c, uintptr_t at, uintptr_t end, struct map_entry *e)
@@ -580,7 +586,7 @@ static void piece_put(struct ctx *c, struct map_entry *e)
 		file_put(c, f);
 }
 
-static int for_pieces(struct ctx *c, const void *addr, size_t len, piece_fn fn, void *arg)
+int map_each(struct ctx *c, const void *addr, size_t len, map_fn fn, void *arg)
 {
 	uintptr_t at = (uintptr_t)addr, end = at + len;
 	struct map_entry e;
@@ -643,7 +649,7 @@ int map_mprotect(struct ctx *c, void *addr, size_t len, int prot)
 	int r;
 
 	if (prot & PROT_WRITE) {
-		r = for_pieces(c, addr, round_up(len), may_write, NULL);
+		r = map_each(c, addr, round_up(len), may_write, NULL);
 		if (r)
 			return r;
 	}
@@ -668,7 +674,7 @@ int map_msync(struct ctx *c, void *addr, size_t len, int flags)
 
 	if (r || !(flags & MS_SYNC))
 		return r;
-	return for_pieces(c, addr, round_up(len), flush_piece, NULL);
+	return map_each(c, addr, round_up(len), flush_piece, NULL);
 }
 
 static int punch_piece(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi,
@@ -705,20 +711,20 @@ int map_madvise(struct ctx *c, void *addr, size_t len, int advice)
 {
 	switch (advice) {
 	case MADV_REMOVE:
-		return for_pieces(c, addr, round_up(len), punch_piece, NULL);
+		return map_each(c, addr, round_up(len), punch_piece, NULL);
 	case MADV_POPULATE_READ:
 	case MADV_WILLNEED:
-		map_populate(c, addr, len, false);
+		map_populate(c, addr, len, false, NULL);
 		return 0;
 	case MADV_POPULATE_WRITE:
-		map_populate(c, addr, len, true);
+		map_populate(c, addr, len, true, NULL);
 		return 0;
 	case MADV_DOFORK: /* the child gets its own mapping whatever the program says */
 	case MADV_DONTFORK:
 		return 0;
 	case MADV_DONTNEED:
 	case MADV_DONTNEED_LOCKED:
-		for_pieces(c, addr, round_up(len), uncopy_piece, NULL);
+		map_each(c, addr, round_up(len), uncopy_piece, NULL);
 		return (int)rf_syscall(SYS_madvise, addr, len, advice);
 	default:
 		return (int)rf_syscall(SYS_madvise, addr, len, advice);
@@ -730,29 +736,39 @@ int map_mlock(struct ctx *c, const void *addr, size_t len, bool on, unsigned fla
 	int r;
 
 	if (on)
-		map_populate(c, addr, len, false);
+		map_populate(c, addr, len, false, NULL);
 	r = on ? (int)rf_syscall(SYS_mlock2, addr, len, flags)
 	       : (int)rf_syscall(SYS_munlock, addr, len);
 	return r ? r : set_flags(c, addr, len, RF_MAP_LOCKED, on ? RF_MAP_LOCKED : 0);
 }
 
+struct populate {
+	bool write;
+	struct pin_call *pins;
+};
+
 static int populate_piece(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi,
 			  void *arg)
 {
+	const struct populate *p = arg;
+	const bool write = p->write && (e->flags & RF_MAP_WRITE);
 	sys_mask m = sys_block_all(); /* as in the handler: a slot is held in there */
 
-	for (uintptr_t a = lo & ~(RF_PAGE_SIZE - 1); a < hi; a += RF_PAGE_SIZE) {
-		bool write = *(bool *)arg && (e->flags & RF_MAP_WRITE);
+	if (p->pins && (e->flags & RF_MAP_SHARED))
+		pin_call_add(c, p->pins, e->l->vn, page_of(e, lo),
+			     page_of(e, hi - 1) - page_of(e, lo) + 1, m);
+	for (uintptr_t a = lo & ~(RF_PAGE_SIZE - 1); a < hi; a += RF_PAGE_SIZE)
 		if (fault_resolve(c, a, write, false, m))
 			break; /* past EOF, or not to be had: the kernel will say EFAULT */
-	}
 	sys_setmask(m);
 	return 0;
 }
 
-void map_populate(struct ctx *c, const void *p, size_t n, bool write)
+void map_populate(struct ctx *c, const void *p, size_t n, bool write, struct pin_call *pins)
 {
-	for_pieces(c, p, n, populate_piece, &write);
+	struct populate arg = {write, pins};
+
+	map_each(c, p, n, populate_piece, &arg);
 }
 
 /* ---- fork ---- */

@@ -6,6 +6,8 @@
 #ifndef SHIM_MAP_H
 #define SHIM_MAP_H
 
+#include <sys/mman.h>
+
 #include "core.h"
 
 struct file;
@@ -23,6 +25,7 @@ struct map_local {
 	_Atomic uint64_t *copied;
 	/* PTEs may have been made since it was last stripped; set before they are, see strip.c */
 	_Atomic uint32_t touched;
+	uint64_t until; /* stripper's: the end of the last promise that it saw */
 	/* fault-around: where the next fault of a sequential reader would be, and how much to map
 	 */
 	_Atomic uint64_t next_page;
@@ -50,6 +53,18 @@ static inline bool map_copied(const struct map_local *l, uint64_t page)
 	uint64_t i = page - l->pgoff0;
 	return l->copied && (atomic_load(&l->copied[i / 64]) >> i % 64 & 1);
 }
+
+/* What the program may do there, PROT_*; whether it may store, to its own copy if it is private. */
+int map_prot(const struct map_entry *e);
+static inline bool map_may_store(const struct map_entry *e)
+{
+	return (e->flags & RF_MAP_WRITE) && (map_prot(e) & PROT_WRITE);
+}
+
+/* fn for every managed piece of [addr, addr + len), which is held meanwhile, until it returns not 0. */
+typedef int (*map_fn)(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi,
+		      void *arg);
+int map_each(struct ctx *c, const void *addr, size_t len, map_fn fn, void *arg);
 
 void *map_mmap(struct ctx *c, struct file *f, void *addr, size_t len, int prot, int flags,
 	       uint64_t off);

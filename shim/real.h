@@ -90,6 +90,7 @@
 	X(ssize_t, sendfile, (int out, int in, off_t *off, size_t n))                              \
 	X(ssize_t, sendfile64, (int out, int in, off_t *off, size_t n))                            \
 	X(ssize_t, splice, (int in, off_t *ioff, int out, off_t *ooff, size_t n, unsigned flags))  \
+	X(ssize_t, vmsplice, (int fd, const struct iovec *iov, size_t cnt, unsigned flags))        \
 	X(ssize_t, send, (int fd, const void *buf, size_t n, int flags))                           \
 	X(ssize_t, sendto,                                                                         \
 	  (int fd, const void *buf, size_t n, int flags, const struct sockaddr *to, socklen_t tl)) \

@@ -16,7 +16,7 @@
  * Between orders it watches the lease: when the promise of a file whose mapping was touched runs
  * out (the agent is stuck or gone) it strips that mapping by itself; and when the machine was
  * suspended, which the promise's clock does not count, it takes the promises back and strips
- * everything.  It sleeps until the earliest promise it saw ends (lease_next); a fault that maps
+ * everything, pinned or not.  It sleeps until the earliest promise it saw ends (lease_next); a fault that maps
  * under an earlier one pokes it.  Programs take a promise for over 10 ms before it ends
  * (vnode_valid), so nothing is mapped late but by a thread that was preempted, and that looks again
  * afterwards.
@@ -71,13 +71,83 @@ static void strip_range(const struct stripper *s, uintptr_t start, uint64_t len)
 	}
 }
 
-static void strip_entry(const struct stripper *s, const struct map_entry *e)
+/*
+ * The first run of pages at or behind `page` that LONG pins of this program cover; end if there is
+ * none.  One that is being taken now is not seen, and its taker looks for us (pin.c).
+ */
+static uint64_t pinned(const struct rf_proc *p, uint32_t vnode, uint64_t page, uint64_t end,
+		       uint64_t *to)
+{
+	uint32_t used = atomic_load(&p->pins_used);
+	uint64_t from = end;
+
+	*to = end;
+	for (uint32_t i = 0; i < used && i < RF_PINS; i++) {
+		const struct rf_pin *pin = &p->pin[i];
+		uint64_t lo, hi;
+
+		if (atomic_load(&pin->vnode) != vnode || !(atomic_load(&pin->flags) & RF_PIN_LONG))
+			continue;
+		lo = atomic_load(&pin->page);
+		hi = lo + atomic_load(&pin->npages);
+		lo = lo > page ? lo : page;
+		if (lo >= hi || lo >= from)
+			continue;
+		from = lo;
+		*to = hi < end ? hi : end;
+	}
+	return from;
+}
+
+static bool is_dirty(const struct vnode *vn, uint64_t page)
+{
+	enum rf_page_state s;
+
+	if (page >= atomic_load(&vn->cap))
+		return false;
+	s = rf_w_state(atomic_load(vnode_word(vn, page)));
+	return s == RF_PG_DIRTY || s == RF_PG_WRITEBACK;
+}
+
+/*
+ * All pages of [i, end) of the file but those that are pinned and dirty: what is dirty is merged
+ * before the break is acknowledged, and stays dirty as long as it is pinned.  True if there are any.
+ */
+static bool strip_unpinned(const struct stripper *s, const struct map_entry *e, uint64_t i,
+			   uint64_t end)
+{
+	uint64_t from, to, start = i;
+	bool left = false;
+
+	while (i < end) {
+		from = pinned(s->proc, e->vnode, i, end, &to);
+		for (i = from; i < to && from < end; i++) {
+			if (!is_dirty(e->l->vn, i))
+				continue;
+			left = true;
+			if (start < i)
+				strip_range(s, e->start + (start - e->pgoff) * RF_PAGE_SIZE,
+					    (i - start) * RF_PAGE_SIZE);
+			start = i + 1;
+		}
+	}
+	if (start < end)
+		strip_range(s, e->start + (start - e->pgoff) * RF_PAGE_SIZE,
+			    (end - start) * RF_PAGE_SIZE);
+	return left;
+}
+
+/* pins: pinned pages may stay; whether some did. */
+static bool strip_entry(const struct stripper *s, const struct map_entry *e, bool pins)
 {
 	uint64_t n = (e->end - e->start) >> RF_PAGE_SHIFT, i = 0, j;
 
+	atomic_fetch_add(&s->c->strip_turn, 1);
 	if (e->flags & RF_MAP_SHARED) {
+		if (pins)
+			return strip_unpinned(s, e, e->pgoff, e->pgoff + n);
 		strip_range(s, e->start, e->end - e->start);
-		return;
+		return false;
 	}
 	while (i < n) { /* all but the program's own copies */
 		for (; i < n && map_copied(e->l, e->pgoff + i); i++)
@@ -88,6 +158,7 @@ static void strip_entry(const struct stripper *s, const struct map_entry *e)
 			strip_range(s, e->start + i * RF_PAGE_SIZE, (j - i) * RF_PAGE_SIZE);
 		i = j;
 	}
+	return false;
 }
 
 static uint64_t now_ns(clockid_t clk)
@@ -141,18 +212,12 @@ static void walk(const struct stripper *s, visit_fn visit, void *arg)
 
 static void visit_strip(const struct stripper *s, const struct map_entry *e, void *arg)
 {
-	const uint32_t vnode = *(uint32_t *)arg;
+	struct rf_strip *order = arg;
 
-	if (vnode && e->vnode != vnode)
+	if (order->vnode && e->vnode != order->vnode)
 		return;
-	strip_entry(s, e);
+	order->left |= strip_entry(s, e, order->flags & RF_STRIP_PINS);
 	count(s->c, RF_R_STRIP_DONE);
-}
-
-/* 0: every vnode. */
-static void strip_vnode(const struct stripper *s, uint32_t vnode)
-{
-	walk(s, visit_strip, &vnode);
 }
 
 /* ---- leases ---- */
@@ -170,13 +235,18 @@ static void visit_lease(const struct stripper *s, const struct map_entry *e, voi
 		return;
 	until = atomic_load(&atomic_load(&e->l->vn->st)->cb_expires_at);
 	if (until > l->now) {
+		e->l->until = until;
 		l->next = until < l->next ? until : l->next;
-	} else {
-		/* Cleared first: who maps after this sees that the promise is over, and zaps. */
-		atomic_store(&e->l->touched, 0);
-		strip_entry(s, e);
-		count(s->c, RF_R_STRIP_DONE);
+		return;
 	}
+	/* Cleared first: who maps after this sees that the promise is over, and zaps. */
+	atomic_store(&e->l->touched, 0);
+	/* Taken back: what is pinned may stay for as long as the server waits for us. */
+	if (strip_entry(s, e, !until && e->l->until > l->now)) {
+		atomic_store(&e->l->touched, 1);
+		l->next = e->l->until < l->next ? e->l->until : l->next;
+	}
+	count(s->c, RF_R_STRIP_DONE);
 }
 
 /*
@@ -198,7 +268,7 @@ static void visit_void(const struct stripper *s, const struct map_entry *e, void
 {
 	(void)arg;
 	atomic_store(&atomic_load(&e->l->vn->st)->cb_expires_at, 0);
-	strip_entry(s, e);
+	strip_entry(s, e, false);
 }
 
 /* No promise of before holds: the machine slept, or the agent is gone. */
@@ -264,7 +334,8 @@ static int strip_main(void *arg)
 		}
 		while (rf_syscall(SYS_recvfrom, s->sock, &order, sizeof(order), MSG_DONTWAIT, 0,
 				  0) == sizeof(order)) {
-			strip_vnode(s, order.vnode);
+			order.left = 0;
+			walk(s, visit_strip, &order);
 			atomic_store(&s->proc->strip_ack, order.seq);
 			rf_syscall(SYS_sendto, s->sock, &order, sizeof(order), MSG_NOSIGNAL, 0, 0);
 		}

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "core.h"
+#include "pin.h"
 #include "file.h"
 
 #define POOL 65536u /* vnodes that one process can hold */
@@ -258,6 +259,7 @@ void vnode_put(struct ctx *c, struct vnode *vn)
 		return;
 	}
 	slot_quiesce(c, id);
+	pin_gone(c, id);
 	vnode_unmap(vn);
 	data_fd = vn->data_fd;
 	state_fd = vn->state_fd;

@@ -24,6 +24,7 @@ struct vnode {
 	int data_fd;    /* the page cache, read-write, close-on-exec, high */
 	int state_fd;
 	_Atomic uint32_t locks;      /* VNODE_LOCK_*, never cleared */
+	_Atomic uint32_t pins;       /* its volume's policy, see struct volume */
 	struct rf_vnode *_Atomic st; /* header; the words follow */
 	_Atomic uint64_t cap;        /* words that st's view covers */
 	char *_Atomic alias;         /* read-only view of the cache, registered MISSING-only */

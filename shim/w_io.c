@@ -5,10 +5,15 @@
  * A managed descriptor goes to io.c.  On any other the kernel does it, unless the program's buffer
  * lies in a managed mapping, where the kernel would get EFAULT from a page without PTE:
  *
- *	what takes from the buffer (write, send)	populate it, call, and again on EFAULT: nothing
- *							was taken then
+ *	what takes from the buffer (write, send)	pin and populate it, call, and again on EFAULT:
+ *							nothing was taken then
  *	what consumes (read, recv)			through a private buffer, never again: after
  *							EFAULT a datagram would be gone
+ *	what reads past the page cache (O_DIRECT)	straight into the buffer, pinned and made dirty:
+ *							after EFAULT a file can be read again
+ *
+ * Pages that are pinned for such a read stay DIRTY until it is done (state.h), for a device stores to
+ * them past the page tables.
  *
  * copy_file_range, sendfile and splice would act on the file underneath; on a managed descriptor they
  * fail in the ways that their manual pages tell callers to fall back to read and write.
@@ -20,8 +25,11 @@
 #include <unistd.h>
 
 #include "io.h"
+#include "pin.h"
 
 #define likely(x) __builtin_expect(!!(x), 1)
+#define DIRECT_IOV 64
+#define DIRECT_UNIT 512        /* no disk has smaller blocks */
 #define BOUNCE_MAX (64u << 20) /* a larger read into a managed mapping comes back short */
 
 /* Neither the descriptor nor the buffer is ours: the kernel's business alone. */
@@ -48,22 +56,30 @@ static inline bool plain_iov(struct ctx *c, int fd, const struct iovec *iov, int
 
 /* ---- unmanaged descriptors, managed buffers ---- */
 
-static void iov_populate(struct ctx *c, const struct iovec *iov, int cnt)
+#define POPULATE_TRIES 100
+
+/* What lies in managed mappings is there for the kernel to load (write: to store). */
+static void iov_populate(struct ctx *c, const struct iovec *iov, int cnt, bool write,
+			 struct pin_call *pins)
 {
 	for (int i = 0; i < cnt; i++)
 		if (map_hits(c, iov[i].iov_base, iov[i].iov_len))
-			map_populate(c, iov[i].iov_base, iov[i].iov_len, false);
+			map_populate(c, iov[i].iov_base, iov[i].iov_len, write, pins);
 }
 
 /* The value of `call`, repeated while a strip comes between populating and the kernel's look. */
 #define POPULATED(c, iov, cnt, call)                                                               \
 	({                                                                                         \
+		struct pin_call p_;                                                                \
 		ssize_t r_;                                                                        \
-		int tries_ = 0;                                                                    \
-		do {                                                                               \
-			iov_populate(c, iov, cnt);                                                 \
+		pin_call_begin(&p_, 0);                                                            \
+		for (int tries_ = 0; tries_ < POPULATE_TRIES; tries_++) {                          \
+			iov_populate(c, iov, cnt, false, tries_ ? NULL : &p_);                     \
 			r_ = (call);                                                               \
-		} while (r_ < 0 && errno == EFAULT && ++tries_ < 100);                             \
+			if (r_ >= 0 || errno != EFAULT)                                            \
+				break;                                                             \
+		}                                                                                  \
+		pin_call_end(&p_);                                                                 \
 		r_;                                                                                \
 	})
 
@@ -106,10 +122,73 @@ static void scatter(const struct iovec *iov, const char *src, size_t n)
 
 /* ---- what is not plain.  off: IO_POS, an offset, or below that for one that is invalid ---- */
 
+/* What is left of an iovec behind its first n bytes. */
+static int iov_skip(struct iovec *to, const struct iovec *iov, int cnt, size_t n)
+{
+	int k = 0;
+
+	for (int i = 0; i < cnt; i++) {
+		const size_t skip = n < iov[i].iov_len ? n : iov[i].iov_len;
+
+		n -= skip;
+		if (iov[i].iov_len > skip)
+			to[k++] =
+			    (struct iovec){(char *)iov[i].iov_base + skip, iov[i].iov_len - skip};
+	}
+	return k;
+}
+
+/*
+ * Straight into the pages.  A part that came before EFAULT is not lost: the rest is asked for anew,
+ * behind it; the position is where the kernel left it.
+ */
+static ssize_t read_direct(struct ctx *c, int fd, const struct iovec *iov, int cnt, off_t off,
+			   int flags, bool *done)
+{
+	struct iovec rest[DIRECT_IOV];
+	struct pin_call pins;
+	ssize_t n = 0, r = -1;
+	int k, tries = 0;
+
+	*done = false;
+	if (cnt > DIRECT_IOV)
+		return r;
+	pin_call_begin(&pins, RF_PIN_LONG);
+	iov_populate(c, iov, cnt, true, &pins);
+	while (!pins.missed && (k = iov_skip(rest, iov, cnt, (size_t)n)) > 0) {
+		*done = true;
+		r = off == IO_POS && !flags
+			? c->real.readv(fd, rest, k)
+			: c->real.preadv2(fd, rest, k, off == IO_POS ? off : off + n, flags);
+		if (r < 0 && errno == EFAULT && ++tries < POPULATE_TRIES) {
+			iov_populate(c, rest, k, true, NULL);
+			continue;
+		}
+		if (r <= 0)
+			break;
+		n += r;
+		if (r % DIRECT_UNIT) /* the end of the file */
+			break;
+	}
+	pin_call_end(&pins);
+	return n ? n : r;
+}
+
+/* A file or a disk that was opened O_DIRECT: what is read from it is not consumed. */
+static bool is_direct(int fd)
+{
+	long fl = rf_syscall(SYS_fcntl, fd, F_GETFL);
+	struct stat st;
+
+	return fl >= 0 && (fl & O_DIRECT) && !rf_syscall(SYS_fstat, fd, &st) &&
+	       (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode));
+}
+
 __attribute__((noinline, cold)) static ssize_t
 slow_read(struct ctx *c, int fd, const struct iovec *iov, int cnt, off_t off, int flags)
 {
 	struct file *f = file_get(c, fd);
+	bool done;
 	ssize_t r;
 
 	if (sys_err(f))
@@ -122,6 +201,11 @@ slow_read(struct ctx *c, int fd, const struct iovec *iov, int cnt, off_t off, in
 	if (!iov_hits(c, iov, cnt))
 		return off == IO_POS && !flags ? c->real.readv(fd, iov, cnt)
 					       : c->real.preadv2(fd, iov, cnt, off, flags);
+	if (is_direct(fd)) {
+		r = read_direct(c, fd, iov, cnt, off, flags, &done);
+		if (done)
+			return r;
+	}
 	return BOUNCED(iov, cnt,
 		       off == IO_POS && !flags ? c->real.readv(fd, b_, 1)
 					       : c->real.preadv2(fd, b_, 1, off, flags));
@@ -351,6 +435,22 @@ ssize_t w_splice(int in, off_t *ioff, int out, off_t *ooff, size_t n, unsigned f
 	return c->real.splice(in, ioff, out, ooff, n, flags);
 }
 
+/*
+ * Pages of mappings become the pipe's.  The pin is for the call: what the pipe holds afterwards lives on
+ * by itself, whatever becomes of the file.  From a pipe to memory it is a read.
+ */
+ssize_t w_vmsplice(int fd, const struct iovec *iov, size_t cnt, unsigned flags)
+{
+	struct ctx *c = ctx_get();
+	const int n = cnt < IOV_MAX ? (int)cnt : IOV_MAX + 1;
+
+	if (likely(!iov_hits(c, iov, n)))
+		return c->real.vmsplice(fd, iov, cnt, flags);
+	if ((rf_syscall(SYS_fcntl, fd, F_GETFL) & O_ACCMODE) == O_RDONLY)
+		return BOUNCED(iov, n, c->real.vmsplice(fd, b_, 1, flags));
+	return POPULATED(c, iov, n, c->real.vmsplice(fd, iov, cnt, flags));
+}
+
 /* ---- sockets: never managed ---- */
 
 ssize_t w_send(int fd, const void *buf, size_t n, int flags)
@@ -382,7 +482,7 @@ ssize_t w_sendmsg(int fd, const struct msghdr *m, int flags)
 
 	if (likely(!iov_hits(c, m->msg_iov, (int)m->msg_iovlen) && !iov_hits(c, v, 2)))
 		return c->real.sendmsg(fd, m, flags);
-	iov_populate(c, v, 2);
+	iov_populate(c, v, 2, false, NULL);
 	return POPULATED(c, m->msg_iov, (int)m->msg_iovlen, c->real.sendmsg(fd, m, flags));
 }
 

@@ -27,7 +27,8 @@
  *
  * Stripper.  The other end of the socket passed as ATTACH's second descriptor (SEQPACKET) carries
  * struct rf_strip both ways: the agent orders, the stripper answers with the same packet when no
- * PTE of these vnodes is left in the program.  Orders are carried out in order.
+ * PTE of these vnodes is left in the program, or none but of pinned pages, and it says so.  Orders are
+ * carried out in order.
  */
 #ifndef REFAULT_AGENT_H
 #define REFAULT_AGENT_H
@@ -172,6 +173,10 @@ struct rf_open_r {
 struct rf_strip {
 	uint32_t seq;
 	uint32_t vnode; /* 0: every managed mapping */
+	uint32_t flags;
+	uint32_t left; /* the answer's: something stayed */
 };
+/* Pinned pages keep their PTEs. */
+enum { RF_STRIP_PINS = 1 };
 
 #endif
