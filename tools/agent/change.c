@@ -19,6 +19,7 @@
 #include "brk.h"
 #include "fetch.h"
 #include "op.h"
+#include "pin.h"
 #include "proc.h"
 #include "server.h"
 #include "vnode.h"
@@ -220,6 +221,7 @@ static void size_begin(struct ag_task *t, uint64_t size)
 	/* Stores past EOF must not show when the file grows, nor what is cut off. */
 	if (tail)
 		ag_page_zero(vn, ag_min(vn->size, size) >> RF_PAGE_SHIFT, tail, RF_PAGE_SIZE);
+	ag_pins_orphan(vn, RF_PAGES(size), ag_vn_pages(vn));
 	s = ag_scan(vn, RF_PAGES(size), ag_vn_pages(vn));
 	while (ag_scan_next(&s, &page)) {
 		bool safe = t->safe;
@@ -317,9 +319,9 @@ static void strip_end(struct ag_task *t)
 	struct ag_vnode *vn = t->vn;
 
 	all_gone(t);
-	/* Programs that could not be stripped still see their dirty pages: merge before we say
-	 * done. */
-	if (t->ack && !t->stripped && ag_vn_ndirty(vn)) {
+	/* Programs that could not be stripped still see their dirty pages, and others their pinned
+	 * ones, which were dirty when they were left: merge before we say done. */
+	if (t->ack && (t->left || (!t->stripped && ag_vn_ndirty(vn)))) {
 		ag_brk_ack_late(t);
 		t->ack = false;
 	}
@@ -621,7 +623,8 @@ static void excise_page(struct ag_task *t, uint64_t page, uint64_t w)
 	struct ag_vnode *vn = t->vn;
 
 	ag_count(vn->ag, RF_R_EXCISE, 1);
-	if ((w & RF_W_SYNC) || (!t->safe && ag_slots_busy(vn->ag, vn->id, page, 1))) {
+	if ((w & RF_W_SYNC) || ag_pinned_long(vn, page) ||
+	    (!t->safe && ag_slots_busy(vn->ag, vn->id, page, 1))) {
 		revert(vn, page, w);
 		return;
 	}

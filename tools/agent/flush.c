@@ -8,7 +8,7 @@
  * their twins, until the server has applied them.
  *
  * A page that does not become quiet (a slot named it for too long, a program's mapping table would
- * not stand still, it holds a synchronisation object) is loud: it is DIRTY again as soon as what is
+ * not stand still, it holds a synchronisation object, it is pinned) is loud: it is DIRTY again as soon as what is
  * sent of it has been copied.  A bit a byte in the slot of the journal says what of it is on its way
  * (op.c): merges leave these bytes alone, and they are the twin's when they have been applied.  Until
  * then the page is in no other batch.
@@ -29,6 +29,7 @@
 #include <string.h>
 
 #include "key.h"
+#include "pin.h"
 #include "proc.h"
 #include "reject.h"
 #include "req.h"
@@ -49,13 +50,32 @@ static bool slots_busy(const struct ag_op *op)
 	return ag_slots_busy(op->vn->ag, op->vn->id, first->page, last->page - first->page + 1);
 }
 
+/*
+ * What is pinned stays as it is: it is loud, however it is stored to.  After the look at the slots, in
+ * which pins are taken.
+ */
+static void mark_pinned(struct ag_op *op)
+{
+	struct ag_vnode *vn = op->vn;
+
+	if (!ag_pins_long(vn, op->page[0].page, op->page[op->npages - 1].page + 1))
+		return;
+	for (uint32_t i = 0; i < op->npages; i++)
+		op->page[i].pinned = ag_pinned_long(vn, op->page[i].page);
+}
+
 static int protect(const struct ag_op *op)
 {
 	uint32_t i = 0, k;
 	int r = 0;
 
 	while (i < op->npages) {
-		for (k = i + 1; k < op->npages && op->page[k].page - op->page[k - 1].page <= GAP;
+		if (op->page[i].pinned) {
+			i++;
+			continue;
+		}
+		for (k = i + 1; k < op->npages && !op->page[k].pinned &&
+				op->page[k].page - op->page[k - 1].page <= GAP;
 		     k++)
 			;
 		r = ag_procs_protect(op->vn->ag, op->vn->id, op->page[i].page,
@@ -177,7 +197,7 @@ static void batch_go(struct ag_op *op, bool quiet)
 			struct ag_slot_page *p = &op->page[i];
 			int r;
 
-			p->loud |= !quiet || (p->word & RF_W_SYNC);
+			p->loud |= !quiet || p->pinned || (p->word & RF_W_SYNC);
 			r = take_page(op, p);
 			if (r < 0) {
 				rest = split(op, i);
@@ -211,6 +231,7 @@ static bool batch_try(struct ag_op *op, bool last)
 	/* Looked at before protecting: who claims a slot from now on finds WRITEBACK. */
 	for (uint32_t i = 0; busy && i < op->npages; i++)
 		op->page[i].loud = ag_slots_busy(vn->ag, vn->id, op->page[i].page, 1);
+	mark_pinned(op);
 	r = protect(op);
 	if (r == -EBUSY && !last)
 		return false;

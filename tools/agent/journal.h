@@ -27,7 +27,7 @@ struct ag_vnode;
 struct ag_slot_page {
 	uint64_t page, word; /* the word as WRITEBACK, or AG_SLOT_DONE */
 	uint32_t loud;       /* it is DIRTY again; bits says what of it is on its way */
-	uint32_t pad;
+	uint32_t pinned;     /* therefore it is not write-protected; while the batch is made */
 };
 
 struct ag_slot {

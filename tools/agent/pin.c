@@ -158,7 +158,7 @@ void ag_pins_orphan(struct ag_vnode *vn, uint64_t first, uint64_t end)
 {
 	struct walk w = {.vn = vn, .first = first, .end = end};
 
-	while (walk_next(&w)) {
+	while (first < end && walk_next(&w)) {
 		uint64_t lo = first, hi = end;
 
 		if (pin_holds(&w.pin, &lo, &hi))

@@ -151,7 +151,8 @@ void ag_task_strip(struct ag_task *t, ag_step next)
 	t->since = ag_now();
 	ag_count(ag, RF_R_STRIP, 1);
 	ag_for_each (p, &ag->procs, link) {
-		struct rf_strip s = {.seq = p->strip_seq + 1, .vnode = vn->id};
+		struct rf_strip s = {
+		    .seq = p->strip_seq + 1, .vnode = vn->id, .flags = t->ack ? RF_STRIP_PINS : 0};
 		struct order *o;
 
 		if (!ag_proc_maps(p, vn->id))
@@ -194,6 +195,8 @@ void ag_task_stripped(struct ag_proc *p, const struct rf_strip *s)
 
 	ag_for_each (o, &p->orders, link)
 		if (o->seq == s->seq) {
+			if (o->task)
+				o->task->left |= s->left != 0;
 			order_end(o);
 			return;
 		}

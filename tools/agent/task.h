@@ -33,9 +33,10 @@ struct ag_task {
 	/* invalidate_lock, strips and other waits */
 	struct ag_list slow; /* ag->slow, while waiting */
 	uint64_t since;
-	bool locked;     /* `invalidate` is set */
-	bool safe;       /* no slot named the vnode when it was taken */
-	bool stripped;   /* all strips were acknowledged */
+	bool locked;   /* `invalidate` is set */
+	bool safe;     /* no slot named the vnode when it was taken */
+	bool stripped; /* all strips were acknowledged */
+	bool left; /* but PTEs of pinned pages stayed: only for what will be acknowledged late */
 	uint32_t orders; /* strips not acknowledged */
 
 	/* the worker: punch these pages, then set the size */
