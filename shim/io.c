@@ -151,6 +151,25 @@ int io_validate(struct ctx *c, struct vnode *vn, uint32_t key)
 	return r == -ENXIO ? 0 : r;
 }
 
+int io_newsize(struct ctx *c, struct file *f, uint64_t size)
+{
+	struct vnode *vn = atomic_load(&f->vn);
+	uint64_t lim[2] = {UINT64_MAX, 0};
+	int64_t end;
+	int r;
+
+	if (size > (IO_LAST_PAGE + 1) << RF_PAGE_SHIFT)
+		return -EFBIG;
+	rf_syscall(SYS_prlimit64, 0, 1 /* RLIMIT_FSIZE */, 0, lim);
+	if (size <= lim[0])
+		return 0;
+	r = io_validate(c, vn, file_key(f));
+	if (r || size <= size_of(vn))
+		return r;
+	end = io_limit(size - 1, size);
+	return end < 0 ? (int)end : 0;
+}
+
 /*
  * [off, off + n) lies in pages from `page`, at most RUN; all words cached, none changed while the
  * bytes were copied.  gen: read_gen from before EOF was looked at.  Returns the bytes that are good,
@@ -332,6 +351,19 @@ static int have_pages(struct ctx *c, struct file *f, uint64_t page, uint32_t n)
 			r = agent_fault(c, vn, file_key(f), page + i, n - i,
 					RF_FAULT_WRITE | RF_FAULT_RANDOM);
 	return r;
+}
+
+int io_reserve(struct ctx *c, struct file *f, uint64_t off, size_t n)
+{
+	const struct vnode *vn = atomic_load(&f->vn);
+	const uint64_t first = off >> RF_PAGE_SHIFT, size = size_of(vn);
+	int r = 0;
+
+	if (off + n > size)
+		n = off < size ? (size_t)(size - off) : 0;
+	if (n)
+		r = have_pages(c, f, first, (uint32_t)(RF_PAGES(off + n) - first));
+	return r == -ENXIO ? 0 : r; /* cut off meanwhile: nothing to fetch */
 }
 
 /* One chunk from a private buffer to a place inside i_size.  Bytes written, or -errno; -ENXIO: it
@@ -560,7 +592,7 @@ out:
 off_t io_seek(struct ctx *c, struct file *f, int fd, off_t off, int whence)
 {
 	struct vnode *vn = atomic_load(&f->vn);
-	uint64_t size;
+	uint64_t size, ret[2] = {0};
 	int r;
 
 	if (whence != SEEK_END && whence != SEEK_DATA && whence != SEEK_HOLE)
@@ -572,9 +604,14 @@ off_t io_seek(struct ctx *c, struct file *f, int fd, off_t off, int whence)
 	if (whence == SEEK_END)
 		return off > 0 && (off_t)size + off < 0 ? -EOVERFLOW
 							: seek(fd, (off_t)size + off, SEEK_SET);
-	/* Holes are not told apart: all is data, with the one hole at the end that lseek(2) allows.
-	 */
 	if (off < 0 || (uint64_t)off >= size)
 		return -ENXIO;
-	return seek(fd, whence == SEEK_DATA ? off : (off_t)size, SEEK_SET);
+	r = agent_request(c, RF_OP_SEEK, vn->id, file_key(f),
+			  (const uint64_t[4]){(uint64_t)off, (uint64_t)whence}, NULL, 0, ret,
+			  sys_getmask());
+	if (r == -EOPNOTSUPP) { /* all is data, with the one hole at the end */
+		ret[0] = whence == SEEK_DATA ? (uint64_t)off : size;
+		r = 0;
+	}
+	return r ? r : seek(fd, (off_t)ret[0], SEEK_SET);
 }

@@ -26,6 +26,12 @@ ssize_t io_write(struct ctx *c, struct file *f, int fd, const struct iovec *iov,
 		 int rwf);
 off_t io_seek(struct ctx *c, struct file *f, int fd, off_t off, int whence);
 
+/* Have now what a write of [off, off + n) would have to ask the agent for: the pages inside i_size. */
+int io_reserve(struct ctx *c, struct file *f, uint64_t off, size_t n);
+
+/* As inode_newsize_ok: -EFBIG (and SIGXFSZ sent) if the file is to become larger than it may. */
+int io_newsize(struct ctx *c, struct file *f, uint64_t size);
+
 /* -EFBIG (and SIGXFSZ sent) if the file may not reach past `end`, else how far it may. */
 int64_t io_limit(uint64_t start, uint64_t end);
 

@@ -57,7 +57,6 @@
 	X(int, dup3, (int fd, int to, int flags))                                                  \
 	X(int, fcntl, (int fd, int cmd, long arg))                                                 \
 	X(int, fcntl64, (int fd, int cmd, long arg))                                               \
-	X(int, ioctl, (int fd, unsigned long req, void *arg))                                      \
 	X(void, _exit, (int status))                                                               \
 	X(void, _Exit, (int status))                                                               \
 	X(void, quick_exit, (int status))
@@ -85,11 +84,6 @@
 	X(ssize_t, pwritev64v2, (int fd, const struct iovec *iov, int cnt, off_t off, int flags))  \
 	X(off_t, lseek, (int fd, off_t off, int whence))                                           \
 	X(off_t, lseek64, (int fd, off_t off, int whence))                                         \
-	X(ssize_t, copy_file_range,                                                                \
-	  (int in, off_t *ioff, int out, off_t *ooff, size_t n, unsigned flags))                   \
-	X(ssize_t, sendfile, (int out, int in, off_t *off, size_t n))                              \
-	X(ssize_t, sendfile64, (int out, int in, off_t *off, size_t n))                            \
-	X(ssize_t, splice, (int in, off_t *ioff, int out, off_t *ooff, size_t n, unsigned flags))  \
 	X(ssize_t, vmsplice, (int fd, const struct iovec *iov, size_t cnt, unsigned flags))        \
 	X(ssize_t, send, (int fd, const void *buf, size_t n, int flags))                           \
 	X(ssize_t, sendto,                                                                         \
@@ -103,6 +97,15 @@
 	  (int fd, void *buf, size_t n, size_t buflen, int flags, struct sockaddr *from,           \
 	   socklen_t *fl))                                                                         \
 	X(ssize_t, recvmsg, (int fd, struct msghdr *m, int flags))
+
+/* bytes from file to file: w_copy.c */
+#define REAL_COPY(X)                                                                               \
+	X(ssize_t, copy_file_range,                                                                \
+	  (int in, off_t *ioff, int out, off_t *ooff, size_t n, unsigned flags))                   \
+	X(ssize_t, sendfile, (int out, int in, off_t *off, size_t n))                              \
+	X(ssize_t, sendfile64, (int out, int in, off_t *off, size_t n))                            \
+	X(ssize_t, splice, (int in, off_t *ioff, int out, off_t *ooff, size_t n, unsigned flags))  \
+	X(int, ioctl, (int fd, unsigned long req, void *arg))
 
 /* status: w_stat.c */
 #define REAL_STAT(X)                                                                               \
@@ -205,6 +208,7 @@
 #define REAL_LIST(X)                                                                               \
 	REAL_FD(X)                                                                                 \
 	REAL_IO(X)                                                                                 \
+	REAL_COPY(X)                                                                               \
 	REAL_STAT(X)                                                                               \
 	REAL_SYNC(X) REAL_LOCK(X) REAL_NAME(X) REAL_STDIO(X) REAL_MMAP(X) REAL_SIGNAL(X)
 

@@ -5,7 +5,8 @@
  * open.  The kernel opens first, as it always would; then a look at the descriptor says whether it
  * is a volume's (anchor.c), and the file is opened at the agent as well.  Only O_TRUNC is held back
  * where the name may be a volume's: on a managed file it is the server's to truncate; if it turns
- * out unmanaged, ftruncate() does the same with the same errors.  Names are the kernel's, so O_EXCL
+ * out unmanaged, ftruncate() does the same with the same errors (truncate(), for O_RDONLY | O_TRUNC).
+ * Names are the kernel's, so O_EXCL
  * was decided by it and is not asked of the server again.  O_PATH, O_DIRECTORY and O_TMPFILE are
  * never managed.
  *
@@ -16,10 +17,7 @@
  */
 #include <fcntl.h>
 #include <linux/close_range.h>
-#include <linux/fiemap.h>
-#include <linux/fs.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "anchor.h"
@@ -38,13 +36,28 @@ static void undo_create(int dir, const char *path, int fd)
 		rf_syscall(SYS_unlinkat, dir, path, 0);
 }
 
+/* open(O_RDONLY | O_TRUNC): the descriptor cannot do it, its name can. */
+static int truncate_link(int fd)
+{
+	char link[32];
+
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+	return w_truncate(link, 0) ? -errno : 0;
+}
+
 /* fd was opened natively, with `held` taken from the flags.  Returns it, or -1 with errno. */
 static int opened(struct ctx *c, int fd, int dir, const char *path, int flags, int held)
 {
-	int saved = errno, r;
+	const bool by_name = held && (flags & O_ACCMODE) == O_RDONLY;
+	int saved = errno, r = 0;
 
-	r = file_adopt(c, fd, path, flags);
-	if (r == 0 && held)
+	if (by_name) {
+		r = truncate_link(fd);
+		flags &= ~O_TRUNC;
+	}
+	if (!r)
+		r = file_adopt(c, fd, path, flags);
+	if (r == 0 && held && !by_name)
 		r = (int)rf_syscall(SYS_ftruncate, fd, 0);
 	if (r >= 0) {
 		errno = saved;
@@ -61,7 +74,7 @@ static int do_open(struct ctx *c, int dir, const char *path, int flags, mode_t m
 {
 	int fd, held = 0;
 
-	if ((flags & (O_TRUNC | O_PATH)) == O_TRUNC && (flags & O_ACCMODE) != O_RDONLY &&
+	if ((flags & (O_TRUNC | O_PATH)) == O_TRUNC &&
 	    anchor_maybe(c, dir, path, flags & O_NOFOLLOW ? AT_SYMLINK_NOFOLLOW : 0))
 		held = O_TRUNC;
 	fd = dir == AT_FDCWD ? c->real.open(path, flags & ~held, mode)
@@ -279,17 +292,6 @@ int w_fcntl(int fd, int cmd, long arg)
 	return dupped(c, f, fd, c->real.fcntl(fd, cmd, arg));
 }
 WRAP_ALIAS(fcntl64, fcntl);
-
-/* What would act on the file underneath, or tell of its blocks: callers have another way. */
-int w_ioctl(int fd, unsigned long req, void *arg)
-{
-	struct ctx *c = ctx_get();
-
-	if (__builtin_expect(file_entry(c, fd) != NULL, 0) &&
-	    (req == FICLONE || req == FICLONERANGE || req == FIDEDUPERANGE || req == FS_IOC_FIEMAP))
-		return wrap_ret(-EOPNOTSUPP);
-	return c->real.ioctl(fd, req, arg);
-}
 
 /* ---- the end without exit() ---- */
 

@@ -15,9 +15,6 @@
  * Pages that are pinned for such a read stay DIRTY until it is done (state.h), for a device stores to
  * them past the page tables.
  *
- * copy_file_range, sendfile and splice would act on the file underneath; on a managed descriptor they
- * fail in the ways that their manual pages tell callers to fall back to read and write.
- *
  * Counters, locks: none of its own.
  */
 #include <limits.h>
@@ -348,7 +345,7 @@ ssize_t w_pwritev2(int fd, const struct iovec *iov, int cnt, off_t off, int flag
 }
 WRAP_ALIAS(pwritev64v2, pwritev2);
 
-/* ---- position, and moving bytes without a buffer ---- */
+/* ---- position, and pages for pipes ---- */
 
 off_t w_lseek(int fd, off_t off, int whence)
 {
@@ -366,74 +363,6 @@ off_t w_lseek(int fd, off_t off, int whence)
 	return wrap_ret(off);
 }
 WRAP_ALIAS(lseek64, lseek);
-
-static bool either_managed(struct ctx *c, int a, int b)
-{
-	return __builtin_expect(file_entry(c, a) || file_entry(c, b), 0);
-}
-
-/* Through a buffer, by our own read and write; what could not be written is not taken. */
-static ssize_t move(int in, off_t *ioff, int out, off_t *ooff, size_t n)
-{
-	char *buf = io_buf_get(IO_BUF);
-	ssize_t done = 0, r = 0, w = 0;
-
-	if (!buf)
-		return wrap_ret((ssize_t)-ENOMEM);
-	n = n < IO_MAX ? n : IO_MAX;
-	while ((size_t)done < n) {
-		size_t len = n - (size_t)done < IO_BUF ? n - (size_t)done : IO_BUF;
-
-		r = ioff ? w_pread(in, buf, len, *ioff) : w_read(in, buf, len);
-		if (r <= 0)
-			break;
-		w = ooff ? w_pwrite(out, buf, (size_t)r, *ooff) : w_write(out, buf, (size_t)r);
-		if (!ioff && w < r) {
-			int saved = errno;
-			w_lseek(in, (w > 0 ? w : 0) - r, SEEK_CUR);
-			errno = saved;
-		}
-		if (w < 0)
-			break;
-		if (ioff)
-			*ioff += w;
-		if (ooff)
-			*ooff += w;
-		done += w;
-		if (w < r)
-			break;
-	}
-	io_buf_put(buf, IO_BUF);
-	return done ? done : r < 0 || w < 0 ? -1 : 0;
-}
-
-ssize_t w_copy_file_range(int in, off_t *ioff, int out, off_t *ooff, size_t n, unsigned flags)
-{
-	struct ctx *c = ctx_get();
-
-	if (!either_managed(c, in, out))
-		return c->real.copy_file_range(in, ioff, out, ooff, n, flags);
-	return flags ? wrap_ret((ssize_t)-EINVAL) : move(in, ioff, out, ooff, n);
-}
-
-ssize_t w_sendfile(int out, int in, off_t *off, size_t n)
-{
-	struct ctx *c = ctx_get();
-
-	if (!either_managed(c, in, out))
-		return c->real.sendfile(out, in, off, n);
-	return move(in, off, out, NULL, n);
-}
-WRAP_ALIAS(sendfile64, sendfile);
-
-ssize_t w_splice(int in, off_t *ioff, int out, off_t *ooff, size_t n, unsigned flags)
-{
-	struct ctx *c = ctx_get();
-
-	if (either_managed(c, in, out))
-		return wrap_ret((ssize_t)-EINVAL);
-	return c->real.splice(in, ioff, out, ooff, n, flags);
-}
 
 /*
  * Pages of mappings become the pipe's.  The pin is for the call: what the pipe holds afterwards lives on

@@ -200,18 +200,52 @@ FILE *w_fopen(const char *path, const char *mode)
 }
 WRAP_ALIAS(fopen64, fopen);
 
+/*
+ * freopen("w") of a managed file: the stream is made anew on /dev/null, with the number and the
+ * flags that it is to have, and the descriptor, opened and truncated by us, is put under it.
+ */
+static FILE *reopen_truncated(struct ctx *c, const char *path, const char *mode, FILE *fp)
+{
+	int fd, saved;
+
+	fflush(fp); /* it may be the same file */
+	fd = w_open(path, mode_flags(mode), 0666);
+	saved = errno;
+	fp = c->real.freopen(fd < 0 ? "/dev/null/" : "/dev/null", mode, fp);
+	if (fp && w_dup3(fd, fp->_fileno, mode_flags(mode) & O_CLOEXEC) < 0) {
+		saved = errno;
+		fclose(fp);
+		fp = NULL;
+	}
+	if (fd >= 0)
+		w_close(fd);
+	errno = saved;
+	return fp;
+}
+
 /* The stream's number stays, the file under it changes; or, on failure, it was closed. */
 FILE *w_freopen(const char *path, const char *mode, FILE *fp)
 {
 	struct ctx *c = ctx_get();
 	int fd = fp->_fileno, saved;
+	char link[32];
+	bool truncates;
 
+	if (!path && *mode == 'w' && file_entry(c, fd)) {
+		snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+		path = link;
+	}
+	truncates = c->nvol && path && *mode == 'w' && anchor_maybe(c, AT_FDCWD, path, 0);
 	file_replace(c, -1, fd);
-	fp = c->real.freopen(path, mode, fp);
+	if (truncates)
+		fp = reopen_truncated(c, path, mode, fp);
+	else
+		fp = c->real.freopen(path, mode, fp);
 	saved = errno;
-	if (file_entry(c, fd) && !file_hidden(c, fd) && !file_foreign(c))
+	if (file_entry(c, fd) && !file_hidden(c, fd) && !file_foreign(c) &&
+	    !(fp && truncates && fp->_fileno == fd))
 		file_enter(c, fd, NULL);
 	errno = saved;
-	return adopted(c, fp, path, mode);
+	return truncates ? fp : adopted(c, fp, path, mode);
 }
 WRAP_ALIAS(freopen64, freopen);

@@ -117,16 +117,12 @@ void w_sync(void)
 
 static int set_size(struct ctx *c, struct file *f, off_t len)
 {
-	int64_t end;
+	int r;
 
 	if (len < 0 || !file_writable(f))
 		return -EINVAL;
-	if (len) {
-		end = io_limit((uint64_t)len - 1, (uint64_t)len);
-		if (end < 0)
-			return (int)end;
-	}
-	return ask(c, f, RF_OP_SETSIZE, (uint64_t)len, 0, 0);
+	r = io_newsize(c, f, (uint64_t)len);
+	return r ? r : ask(c, f, RF_OP_SETSIZE, (uint64_t)len, 0, 0);
 }
 
 int w_ftruncate(int fd, off_t len)
@@ -167,22 +163,42 @@ int w_truncate(const char *path, off_t len)
 }
 WRAP_ALIAS(truncate64, truncate);
 
+/*
+ * What vfs_fallocate and inode_newsize_ok say before the file system is asked, in their order; the
+ * rest, and what the file system lacks, is the server's errno.
+ */
 static int allocate(struct ctx *c, struct file *f, int mode, off_t off, off_t len)
 {
-	int64_t end;
+	const uint64_t most = (IO_LAST_PAGE + 1) << RF_PAGE_SHIFT;
+	int r = 0;
 
 	if (off < 0 || len <= 0)
 		return -EINVAL;
-	if (off + len < 0)
-		return -EFBIG;
+	switch (mode & ~FALLOC_FL_KEEP_SIZE) {
+	case 0:
+	case FALLOC_FL_UNSHARE_RANGE:
+	case FALLOC_FL_ZERO_RANGE:
+		break;
+	case FALLOC_FL_PUNCH_HOLE:
+		if (!(mode & FALLOC_FL_KEEP_SIZE))
+			return -EOPNOTSUPP;
+		break;
+	case FALLOC_FL_COLLAPSE_RANGE:
+	case FALLOC_FL_INSERT_RANGE:
+		if (mode & FALLOC_FL_KEEP_SIZE)
+			return -EOPNOTSUPP;
+		break;
+	default:
+		return -EOPNOTSUPP;
+	}
 	if (!file_writable(f))
 		return -EBADF;
-	if (!(mode & FALLOC_FL_KEEP_SIZE)) {
-		end = io_limit((uint64_t)(off + len) - 1, (uint64_t)(off + len));
-		if (end < 0)
-			return (int)end;
-	}
-	return ask(c, f, RF_OP_FALLOC, (uint64_t)mode, (uint64_t)off, (uint64_t)len);
+	if ((uint64_t)off + (uint64_t)len > most)
+		return -EFBIG;
+	/* A hole, a collapse and an insert are not asked for the limit. */
+	if (!(mode & ~(FALLOC_FL_UNSHARE_RANGE | FALLOC_FL_ZERO_RANGE)))
+		r = io_newsize(c, f, (uint64_t)(off + len));
+	return r ? r : ask(c, f, RF_OP_FALLOC, (uint64_t)mode, (uint64_t)off, (uint64_t)len);
 }
 
 int w_fallocate(int fd, int mode, off_t off, off_t len)

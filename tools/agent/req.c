@@ -999,6 +999,11 @@ static void request(struct ag_proc *p, const struct rf_req *q, const void *var, 
 		}
 		flush_new(vn, p, q);
 		return;
+	case RF_OP_INVALIDATE:
+	case RF_OP_REMAP:
+	case RF_OP_SEEK:
+		ag_proc_answer(p, q->cell, q->seq, -EOPNOTSUPP, 0, 0);
+		return;
 	case RF_OP_SETSIZE:
 	case RF_OP_FALLOC:
 	case RF_OP_APPEND:
@@ -1041,7 +1046,7 @@ void ag_req_packet(struct ag_proc *p, void *buf, size_t len, const int *fd, unsi
 		bad = "has too many requests under way";
 	else if (q.op == RF_OP_OPEN && nfd == 1)
 		bad = open_parse(p, &q, buf, len, fd[0]);
-	else if (nfd || q.op < RF_OP_OPEN || q.op > RF_OP_NAMELESS || q.op == RF_OP_INFO)
+	else if (nfd || q.op < RF_OP_OPEN || q.op > RF_OP_SEEK || q.op == RF_OP_INFO)
 		bad = "sent a request that makes no sense";
 	else if (len && q.op != RF_OP_APPEND)
 		bad = "sent a request with bytes that do not belong there";
