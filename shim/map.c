@@ -617,6 +617,29 @@ static int may_write(struct ctx *c, const struct map_entry *e, uintptr_t lo, uin
 	return 0;
 }
 
+/* Pieces of one mapping that are alike again, from the one before lo to the one at hi, become one. */
+static void join(struct ctx *c, uintptr_t lo, uintptr_t hi)
+{
+	struct map_entry e, next;
+	uint32_t i = lower(c, lo);
+
+	for (i = i ? i - 1 : 0; i + 1 < atomic_load(&c->proc->nmaps);) {
+		entry_load(c, i, &e);
+		entry_load(c, i + 1, &next);
+		if (e.start > hi)
+			break;
+		if (!e.l || e.l != next.l || e.end != next.start || e.flags != next.flags ||
+		    e.pgoff + ((e.end - e.start) >> RF_PAGE_SHIFT) != next.pgoff) {
+			i++;
+			continue;
+		}
+		e.end = next.end;
+		entry_store(c, i, &e);
+		erase(c, i + 1);
+		local_drop(next.l); /* e has it still */
+	}
+}
+
 /* Change the flags of every entry in [lo, hi), splitting where it begins and ends. */
 static int set_flags(struct ctx *c, const void *addr, size_t len, uint32_t clear, uint32_t set)
 {
@@ -637,6 +660,7 @@ static int set_flags(struct ctx *c, const void *addr, size_t len, uint32_t clear
 		e.flags = (e.flags & ~clear) | set;
 		entry_store(c, i, &e);
 	}
+	join(c, lo, hi);
 	change_end(c);
 	r = 0;
 out:
