@@ -155,6 +155,7 @@ export_on() {
 	fi
 	[ "$fs" = xfs ] && size=320M mk=(-f -m reflink=1) # it makes none below 300M
 	mkdir "$T/img"
+	# shellcheck disable=SC2034 # for the caller
 	WHY=$(mount -t tmpfs -o size=400M,mode=700 tmpfs "$T/img" 2>&1 &&
 		truncate -s $size "$T/img/$fs" 2>&1 && "mkfs.$fs" -q "${mk[@]}" "$@" "$T/img/$fs" 2>&1 &&
 		mount -t "$fs" -o loop "$T/img/$fs" "$T/vol" 2>&1) || return
