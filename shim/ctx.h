@@ -86,6 +86,7 @@ struct ctx {
 	/* mappings: rf_proc.map is the table; map_local what only this process knows of one */
 	_Atomic uintptr_t map_lo, map_hi; /* bounding box, empty: lo > hi */
 	struct map_local *local_pool;
+	_Atomic int mlock_future; /* MCL_FUTURE and MCL_ONFAULT, if mlockall() said so */
 
 	/* pins (pin.c) */
 	_Atomic uint32_t pin_ticket, pin_hint;

@@ -38,6 +38,7 @@ static void child(void)
 	int r = 0;
 
 	atomic_store(&c->lock.w, 0);
+	atomic_store(&c->mlock_future, 0);
 	atomic_store(&c->attach_lock.w, 0);
 	file_fork_child(c);
 	if (!(atomic_load(&c->attached) & 1))

@@ -318,6 +318,8 @@ static void *map_raw(struct ctx *c, struct vnode *vn, void *addr, size_t len, in
 	r = rf_uffd_register(c->uffd, (uintptr_t)p, round_up(len), RF_UFFD_MODES);
 	if (!r && (flags & MAP_TYPE) != MAP_PRIVATE)
 		r = (int)rf_syscall(SYS_madvise, p, len, MADV_DONTFORK);
+	if (!r && ((flags & MAP_LOCKED) || atomic_load(&c->mlock_future)))
+		r = (int)rf_syscall(SYS_mlock2, p, len, MLOCK_ONFAULT); /* see advice.c */
 	if (r) {
 		rf_syscall(SYS_munmap, p, len);
 		return (void *)(long)r;
@@ -330,6 +332,7 @@ void *map_mmap(struct ctx *c, struct file *f, void *addr, size_t len, int prot, 
 {
 	const int acc = f->flags & O_ACCMODE, type = flags & MAP_TYPE;
 	const bool private = type == MAP_PRIVATE;
+	const int future = atomic_load(&c->mlock_future);
 	struct map_entry e = {.pgoff = off >> RF_PAGE_SHIFT, .vnode = f->vn->id};
 	struct puts puts = {.n = 0};
 	size_t rlen = round_up(len);
@@ -354,7 +357,7 @@ void *map_mmap(struct ctx *c, struct file *f, void *addr, size_t len, int prot, 
 			return (void *)(long)r;
 	}
 	e.flags = (private ? 0 : RF_MAP_SHARED) | (private || acc == O_RDWR ? RF_MAP_WRITE : 0) |
-		  MAP_PROT(prot);
+		  (future || (flags & MAP_LOCKED) ? RF_MAP_LOCKED : 0) | MAP_PROT(prot);
 	m = sys_lock(&c->lock);
 	p = (void *)-ENOMEM;
 	/* A split needs an entry more, so the last ones are kept back. */
@@ -363,7 +366,7 @@ void *map_mmap(struct ctx *c, struct file *f, void *addr, size_t len, int prot, 
 	e.l = local_take(c, f, e.pgoff, rlen >> RF_PAGE_SHIFT, private, &e.local);
 	if (!e.l)
 		goto out;
-	p = map_raw(c, f->vn, addr, len, flags & ~(MAP_POPULATE | MAP_LOCKED), off);
+	p = map_raw(c, f->vn, addr, len, flags & ~MAP_POPULATE, off);
 	if (sys_err(p)) {
 		puts.f[puts.n++] = local_drop(e.l);
 		goto out;
@@ -379,10 +382,8 @@ void *map_mmap(struct ctx *c, struct file *f, void *addr, size_t len, int prot, 
 out:
 	sys_unlock(&c->lock, m);
 	put_all(c, &puts);
-	if (!sys_err(p) && (flags & (MAP_POPULATE | MAP_LOCKED)) && (prot & PROT_READ))
-		map_populate(c, p, len, false, NULL);
-	if (!sys_err(p) && (flags & MAP_LOCKED))
-		map_mlock(c, p, len, true, 0);
+	if (!sys_err(p) && ((flags & (MAP_POPULATE | MAP_LOCKED)) || future == MCL_FUTURE))
+		map_lock_populate(c, p, len);
 	return p;
 }
 
@@ -600,11 +601,6 @@ int map_each(struct ctx *c, const void *addr, size_t len, map_fn fn, void *arg)
 	return r;
 }
 
-static uint64_t page_of(const struct map_entry *e, uintptr_t a)
-{
-	return e->pgoff + ((a - e->start) >> RF_PAGE_SHIFT);
-}
-
 static int may_write(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi,
 		     void *arg)
 {
@@ -640,10 +636,8 @@ static void join(struct ctx *c, uintptr_t lo, uintptr_t hi)
 	}
 }
 
-/* Change the flags of every entry in [lo, hi), splitting where it begins and ends. */
-static int set_flags(struct ctx *c, const void *addr, size_t len, uint32_t clear, uint32_t set)
+int map_flags(struct ctx *c, uintptr_t lo, uintptr_t hi, uint32_t clear, uint32_t set)
 {
-	uintptr_t lo = (uintptr_t)addr & ~(RF_PAGE_SIZE - 1), hi = (uintptr_t)addr + round_up(len);
 	struct map_entry e;
 	sys_mask m = sys_lock(&c->lock);
 	int r = -ENOMEM;
@@ -678,13 +672,15 @@ int map_mprotect(struct ctx *c, void *addr, size_t len, int prot)
 			return r;
 	}
 	r = (int)rf_syscall(SYS_mprotect, addr, len, prot);
-	return r ? r : set_flags(c, addr, len, MAP_PROT(7), MAP_PROT(prot));
+	return r ? r
+		 : map_flags(c, (uintptr_t)addr, (uintptr_t)addr + round_up(len), MAP_PROT(7),
+			     MAP_PROT(prot));
 }
 
 static int flush_piece(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi,
 		       void *arg)
 {
-	uint64_t first = page_of(e, lo), last = page_of(e, hi - 1);
+	uint64_t first = map_page(e, lo), last = map_page(e, hi - 1);
 
 	(void)arg;
 	if (!(e->flags & RF_MAP_SHARED))
@@ -701,71 +697,6 @@ int map_msync(struct ctx *c, void *addr, size_t len, int flags)
 	return map_each(c, addr, round_up(len), flush_piece, NULL);
 }
 
-static int punch_piece(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi,
-		       void *arg)
-{
-	const uint64_t a[4] = {FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-			       page_of(e, lo) << RF_PAGE_SHIFT, hi - lo};
-	sys_mask m = {0};
-
-	(void)arg;
-	if (!(e->flags & RF_MAP_SHARED))
-		return -EINVAL;
-	if (!(e->flags & RF_MAP_WRITE))
-		return -EACCES;
-	rf_syscall(SYS_rt_sigprocmask, SIG_BLOCK, 0, &m, 8);
-	return agent_request(c, RF_OP_FALLOC, e->vnode, file_key(e->l->file), a, NULL, 0, NULL, m);
-}
-
-static int uncopy_piece(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi,
-			void *arg)
-{
-	(void)c;
-	(void)arg;
-	if (e->flags & RF_MAP_SHARED)
-		return 0;
-	for (uint64_t p = page_of(e, lo), i; p <= page_of(e, hi - 1); p++) {
-		i = p - e->l->pgoff0;
-		atomic_fetch_and(&e->l->copied[i / 64], ~(UINT64_C(1) << i % 64));
-	}
-	return 0;
-}
-
-int map_madvise(struct ctx *c, void *addr, size_t len, int advice)
-{
-	switch (advice) {
-	case MADV_REMOVE:
-		return map_each(c, addr, round_up(len), punch_piece, NULL);
-	case MADV_POPULATE_READ:
-	case MADV_WILLNEED:
-		map_populate(c, addr, len, false, NULL);
-		return 0;
-	case MADV_POPULATE_WRITE:
-		map_populate(c, addr, len, true, NULL);
-		return 0;
-	case MADV_DOFORK: /* the child gets its own mapping whatever the program says */
-	case MADV_DONTFORK:
-		return 0;
-	case MADV_DONTNEED:
-	case MADV_DONTNEED_LOCKED:
-		map_each(c, addr, round_up(len), uncopy_piece, NULL);
-		return (int)rf_syscall(SYS_madvise, addr, len, advice);
-	default:
-		return (int)rf_syscall(SYS_madvise, addr, len, advice);
-	}
-}
-
-int map_mlock(struct ctx *c, const void *addr, size_t len, bool on, unsigned flags)
-{
-	int r;
-
-	if (on)
-		map_populate(c, addr, len, false, NULL);
-	r = on ? (int)rf_syscall(SYS_mlock2, addr, len, flags)
-	       : (int)rf_syscall(SYS_munlock, addr, len);
-	return r ? r : set_flags(c, addr, len, RF_MAP_LOCKED, on ? RF_MAP_LOCKED : 0);
-}
-
 struct populate {
 	bool write;
 	struct pin_call *pins;
@@ -779,8 +710,8 @@ static int populate_piece(struct ctx *c, const struct map_entry *e, uintptr_t lo
 	sys_mask m = sys_block_all(); /* as in the handler: a slot is held in there */
 
 	if (p->pins && (e->flags & RF_MAP_SHARED))
-		pin_call_add(c, p->pins, e->l->vn, page_of(e, lo),
-			     page_of(e, hi - 1) - page_of(e, lo) + 1, m);
+		pin_call_add(c, p->pins, e->l->vn, map_page(e, lo),
+			     map_page(e, hi - 1) - map_page(e, lo) + 1, m);
 	for (uintptr_t a = lo & ~(RF_PAGE_SIZE - 1); a < hi; a += RF_PAGE_SIZE)
 		if (fault_resolve(c, a, write, false, m))
 			break; /* past EOF, or not to be had: the kernel will say EFAULT */
@@ -856,6 +787,7 @@ int map_fork_child(struct ctx *c)
 
 	for (uint32_t i = 0; i < c->fork.n && c->fork.e; i++) {
 		e = &c->fork.e[i];
+		e->flags &= ~(uint32_t)RF_MAP_LOCKED; /* not inherited */
 		if (e->flags & RF_MAP_SHARED) {
 			void *p = map_raw(c, e->l->vn, (void *)e->start, e->end - e->start,
 					  MAP_SHARED | MAP_FIXED, e->pgoff << RF_PAGE_SHIFT);

@@ -54,6 +54,11 @@ static inline bool map_copied(const struct map_local *l, uint64_t page)
 	return l->copied && (atomic_load(&l->copied[i / 64]) >> i % 64 & 1);
 }
 
+static inline uint64_t map_page(const struct map_entry *e, uintptr_t a)
+{
+	return e->pgoff + ((a - e->start) >> RF_PAGE_SHIFT);
+}
+
 /* What the program may do there, PROT_*; whether it may store, to its own copy if it is private. */
 int map_prot(const struct map_entry *e);
 static inline bool map_may_store(const struct map_entry *e)
@@ -71,9 +76,16 @@ void *map_mmap(struct ctx *c, struct file *f, void *addr, size_t len, int prot, 
 int map_munmap(struct ctx *c, void *addr, size_t len);
 void *map_mremap(struct ctx *c, void *addr, size_t old_len, size_t new_len, int flags, void *to);
 int map_mprotect(struct ctx *c, void *addr, size_t len, int prot);
-int map_madvise(struct ctx *c, void *addr, size_t len, int advice);
 int map_msync(struct ctx *c, void *addr, size_t len, int flags);
-int map_mlock(struct ctx *c, const void *addr, size_t len, bool on, unsigned flags);
+/* Change the flags of every entry in [lo, hi), splitting where it begins and ends. */
+int map_flags(struct ctx *c, uintptr_t lo, uintptr_t hi, uint32_t clear, uint32_t set);
+
+/* advice.c */
+int map_madvise(struct ctx *c, void *addr, size_t len, int advice);
+int map_mlock(struct ctx *c, const void *addr, size_t len, unsigned flags);
+int map_munlock(struct ctx *c, const void *addr, size_t len);
+void map_mlockall(struct ctx *c, int flags); /* the kernel has done it; 0: munlockall */
+void map_lock_populate(struct ctx *c, const void *addr, size_t len);
 /* mmap() of something else over managed mappings (MAP_FIXED): forget them first. */
 int map_forget(struct ctx *c, void *addr, size_t len);
 

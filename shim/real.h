@@ -177,7 +177,10 @@
 	X(int, msync, (void *addr, size_t len, int flags))                                         \
 	X(int, mlock, (const void *addr, size_t len))                                              \
 	X(int, mlock2, (const void *addr, size_t len, unsigned flags))                             \
-	X(int, munlock, (const void *addr, size_t len))
+	X(int, munlock, (const void *addr, size_t len))                                            \
+	X(int, mlockall, (int flags))                                                              \
+	X(int, munlockall, (void))                                                                 \
+	X(int, mincore, (void *addr, size_t len, unsigned char *vec))
 
 /* signals: w_signal.c */
 #define REAL_SIGNAL(X)                                                                             \

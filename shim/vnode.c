@@ -73,13 +73,17 @@ static int cover_locked(struct ctx *c, struct vnode *vn, uint64_t pages)
 
 		while (want < pages * RF_PAGE_SIZE)
 			want *= 2;
-		/* Registering needs VM_MAYWRITE, which a read-only mapping of this descriptor has.
+		/*
+		 * Registering needs VM_MAYWRITE, which a read-only mapping of this descriptor has.
+		 * Not readable before: under mlockall(MCL_FUTURE) holes would be filled with zeros.
 		 */
-		p = sys_mmap(NULL, want, PROT_READ, MAP_SHARED | MAP_NORESERVE, vn->data_fd, 0);
+		p = sys_mmap(NULL, want, PROT_NONE, MAP_SHARED | MAP_NORESERVE, vn->data_fd, 0);
 		if (sys_err(p))
 			return (int)(long)p;
 		r = rf_uffd_register(c->uffd_alias, (uintptr_t)p, want,
 				     UFFDIO_REGISTER_MODE_MISSING);
+		if (!r)
+			r = (int)rf_syscall(SYS_mprotect, p, want, PROT_READ);
 		if (r) {
 			rf_syscall(SYS_munmap, p, want);
 			return r;

@@ -3,9 +3,10 @@
  * w_mmap.c - mmap and its family.  A mapping of a managed descriptor goes to map.c; so does every
  * call whose range touches one; all else falls through after one compare.
  */
+#include <string.h>
 #include <sys/mman.h>
 
-#include "file.h"
+#include "io.h"
 #include "map.h"
 
 /* A child made by _Fork() or clone() ran no handler of ours: what it calls is between it and the
@@ -115,7 +116,7 @@ int w_mlock(const void *addr, size_t len)
 
 	if (!managed(c, addr, len))
 		return c->real.mlock(addr, len);
-	return wrap_ret(map_mlock(c, addr, len, true, 0));
+	return wrap_ret(map_mlock(c, addr, len, 0));
 }
 
 int w_mlock2(const void *addr, size_t len, unsigned flags)
@@ -124,7 +125,7 @@ int w_mlock2(const void *addr, size_t len, unsigned flags)
 
 	if (!managed(c, addr, len))
 		return c->real.mlock2(addr, len, flags);
-	return wrap_ret(map_mlock(c, addr, len, true, flags));
+	return wrap_ret(map_mlock(c, addr, len, flags));
 }
 
 int w_munlock(const void *addr, size_t len)
@@ -133,5 +134,45 @@ int w_munlock(const void *addr, size_t len)
 
 	if (!managed(c, addr, len))
 		return c->real.munlock(addr, len);
-	return wrap_ret(map_mlock(c, addr, len, false, 0));
+	return wrap_ret(map_munlock(c, addr, len));
+}
+
+int w_mlockall(int flags)
+{
+	struct ctx *c = ctx_get();
+	int r = c->real.mlockall(flags);
+
+	if (!r && c->nvol)
+		map_mlockall(c, flags);
+	return r;
+}
+
+int w_munlockall(void)
+{
+	struct ctx *c = ctx_get();
+	int r = c->real.munlockall();
+
+	if (!r && c->nvol)
+		map_mlockall(c, 0);
+	return r;
+}
+
+/* The memfd is the page cache, so what the kernel says of it is right; where it says it may be ours. */
+int w_mincore(void *addr, size_t len, unsigned char *vec)
+{
+	const size_t n = RF_PAGES(len);
+	struct ctx *c = ctx_get();
+	unsigned char *buf;
+	int r;
+
+	if (!managed(c, vec, n))
+		return c->real.mincore(addr, len, vec);
+	buf = io_buf_get(n);
+	if (!buf)
+		return wrap_ret(-EAGAIN);
+	r = c->real.mincore(addr, len, buf);
+	if (!r)
+		memcpy(vec, buf, n);
+	io_buf_put(buf, n);
+	return r;
 }
