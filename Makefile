@@ -53,7 +53,7 @@ WIRE_OBJ   := $(call obj,$(WIRE_SRC)) $(B)/gen/protocol_xdr.o
 BINS := $(B)/librefault.so $(B)/refault-agent $(B)/refault-server $(B)/refault $(B)/mmapcoh
 PROGS := $(patsubst tests/prog/%.c,$(B)/tests/%,$(PROG_SRC))
 
-.PHONY: all demo check check-kernel soak stress bench install clean format lint help deps tests
+.PHONY: all demo check check-kernel soak stress holes bench install clean format lint help deps tests
 .DELETE_ON_ERROR:
 
 all: $(BINS)
@@ -64,6 +64,7 @@ help:
 	@echo 'make check         the same, then all tests (SAN=1: daemons and unit tests under ASan+UBSan)'
 	@echo 'make soak          four hosts against a model, all killed and revoked (SECONDS=300, SEED=n)'
 	@echo 'make stress        random file operations against a model (OPS=n HOSTS=1|2 FS=ext4|xfs|tmpfs SEED=n)'
+	@echo 'make holes         punch, truncate, collapse against faults, reads and stores, two hosts (SECONDS=60)'
 	@echo 'make check-kernel  the core tests on Debian'"'"'s 6.1 kernel in qemu'
 	@echo 'make bench         ratios against the native kernel, build/bench.svg'
 	@echo 'make install       to DESTDIR/PREFIX ($(PREFIX))'
@@ -132,7 +133,7 @@ check-kernel: deps
 	@$(MAKE) --no-print-directory tests
 	@B=$(B) tests/kernel
 
-SECONDS ?= 300
+soak: SECONDS ?= 300
 soak: deps
 	@$(MAKE) --no-print-directory tests
 	@B=$(B) tests/soak $(SECONDS)
@@ -144,6 +145,11 @@ SEED    ?=
 stress: deps
 	@$(MAKE) --no-print-directory tests
 	@B=$(B) OPS=$(OPS) HOSTS=$(HOSTS) FS=$(FS) SEED=$(SEED) tests/stress
+
+holes: SECONDS ?= 60
+holes: deps
+	@$(MAKE) --no-print-directory tests
+	@B=$(B) tests/holes $(SECONDS)
 
 bench: deps
 	@$(MAKE) --no-print-directory all $(B)/bench

@@ -11,7 +11,7 @@
  *	REFAULT_PINS	   what a truncate does about pins: fail, sequester, wait[:SECONDS[:fail|:sequester]]
  *	REFAULT_FAULTS	   signal (default) or thread
  *	REFAULT_KEY	   the file of a key (key.c) to open files under; else the user's own uid
- *	REFAULT_DISABLE	   features to do without, for tests: continue-wp
+ *	REFAULT_DISABLE	   what to do without, for tests: continue-wp, invalidate-lock (slot.c)
  *
  * NAME defaults to the last component of PATH.  What cannot be understood is one line on stderr and
  * is left out; the program runs on.
@@ -233,7 +233,8 @@ static void find_options(struct ctx *c)
 	static const struct {
 		const char *name;
 		uint32_t mode;
-	} feature[] = {{"continue-wp", CTX_NO_CONTINUE_WP}};
+	} feature[] = {{"continue-wp", CTX_NO_CONTINUE_WP},
+		       {"invalidate-lock", CTX_NO_SHARED_SIDE}};
 	const char *s = secure_getenv("REFAULT_LOG");
 
 	if (s && *s && strcmp(s, "0") != 0) {
@@ -266,7 +267,7 @@ static void find_options(struct ctx *c)
 			c->mode |= feature[i].mode;
 		else if (n)
 			log_line("REFAULT_DISABLE: \"%s\" begins with a feature that is not known; "
-				 "known: continue-wp",
+				 "known: continue-wp, invalidate-lock",
 				 s);
 		s += n + (s[n] == ',');
 	}

@@ -46,6 +46,7 @@ struct volume {
 enum {
 	CTX_NO_CONTINUE_WP = 1, /* before 6.4, or REFAULT_DISABLE=continue-wp */
 	CTX_FAULT_THREAD = 2,   /* REFAULT_FAULTS=thread */
+	CTX_NO_SHARED_SIDE = 4, /* REFAULT_DISABLE=invalidate-lock: files go bad, tests show how */
 };
 
 struct ctx {

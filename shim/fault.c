@@ -175,6 +175,15 @@ static int shared_store(struct ctx *c, struct vnode *vn, uint32_t key, uintptr_t
 }
 
 /*
+ * The kernel says EINVAL to a CONTINUE past the end of the memfd: a truncate did not wait for us, who
+ * held our slot for too long, and is at work or has been.
+ */
+static bool cut_off(const struct rf_vnode *st, uint64_t page)
+{
+	return atomic_load(&st->invalidate) || page >= RF_PAGES(atomic_load(&st->i_size));
+}
+
+/*
  * 0: touch it again.  -ENOENT: not ours.  -ENXIO: past EOF.  Anything else: why it cannot be had.
  * present: the fault said that a (write-protected) page was there; a hint.
  */
@@ -255,7 +264,7 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 			r = n ? map_run(c, a, n,
 					c->mode & CTX_NO_CONTINUE_WP ? 0 : UFFDIO_CONTINUE_MODE_WP)
 			      : -EFAULT;
-			if (r == -EINVAL && !(c->mode & CTX_NO_CONTINUE_WP)) {
+			if (r == -EINVAL && !cut_off(st, page) && !(c->mode & CTX_NO_CONTINUE_WP)) {
 				c->mode |= CTX_NO_CONTINUE_WP; /* before 6.4 */
 				slot_leave_masked(&slot);
 				continue;
@@ -306,6 +315,8 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 			present = false;
 			continue;
 		}
+		if (r == -EINVAL && cut_off(st, page))
+			continue;
 		if (r != -EFAULT && r != -ESTALE)
 			return r;
 	ask:

@@ -117,6 +117,9 @@ int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t key, u
 						       (uint64_t)(uint32_t)t << RF_W_TWIN_SHIFT |
 						       (uint64_t)key << RF_W_KEY_SHIFT)) {
 			count(c, RF_R_MKWRITE);
+			if (__builtin_expect(c->mode & CTX_NO_SHARED_SIDE, 0))
+				rf_syscall(
+				    SYS_sched_yield); /* of no use but to show what follows */
 			return 0;
 		}
 		twin_put(c, (uint32_t)t);

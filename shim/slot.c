@@ -8,6 +8,8 @@
  * The agent does the mirror image: invalidate = 1; seq_cst fence; wait while a claim names the
  * vnode.  One of the two always sees the other.
  *
+ * REFAULT_DISABLE=invalidate-lock leaves all that out, so that tests can show what it is for.
+ *
  * Counters: lock-wait.
  * Locks: none.  A slot belongs to whoever's claim is in it; a thread goes on using the one
  * it found.
@@ -21,6 +23,9 @@ static __thread struct {
 	struct rf_slot *slot; /* where this thread found one last: a hint */
 	uint32_t attach;
 } mine;
+
+/* What those hold who do without. */
+static struct rf_slot no_slot;
 
 /* Claimed by CAS, which is the fence, too. */
 static bool slot_claim(struct rf_slot *s, uint64_t claim)
@@ -67,6 +72,10 @@ int slot_try_masked(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t n, 
 	const uint64_t claim = rf_claim(vn->id, page, n);
 	struct rf_slot *sl = mine.slot;
 
+	if (c->mode & CTX_NO_SHARED_SIDE) {
+		s->slot = &no_slot;
+		return atomic_load(&vn->refs) ? 0 : -ESTALE;
+	}
 	if (!sl || mine.attach != atomic_load_explicit(&c->attached, memory_order_relaxed) ||
 	    !slot_claim(sl, claim))
 		sl = slot_find(c, claim);
