@@ -40,6 +40,8 @@
 	X(FLUSH, "flush", "flush asked for, or due")                                               \
 	X(FLUSH_PAGE, "flush-page", "page flushed")                                                \
 	X(FLUSH_BYTES, "flush-bytes", "changed bytes sent")                                        \
+	X(STRUCTURAL, "structural", "truncate, fallocate, clone, dedupe or copy sent")             \
+	X(GIVE_WAY, "give-way", "one of these that began anew: a pin, a slot, a lost connection")  \
 	X(STORE, "store", "store_data sent")                                                       \
 	X(RESEND, "resend", "change sent again, with its id, after a lost connection or a crash")  \
 	X(REJECT, "reject", "store_data that the server refused for good")                         \

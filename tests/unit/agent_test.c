@@ -802,6 +802,7 @@ static struct ag_vnode *agent_new(int journal)
 	ag_list_init(&vn->ops);
 	ag_list_init(&vn->reqs);
 	ag_list_init(&vn->tasks);
+	ag_list_init(&vn->gate_waits);
 	return vn;
 }
 

@@ -8,12 +8,12 @@
  *	pages			pure: page words, diff, merge, the guard, the status table
  *	agent io		context, loop, timers, memory, going on after a crash; descriptors
  *	peer proc		connections that are not a program yet; attached programs
- *	task			work that needs a vnode for itself: invalidate_lock, strips, workers
+ *	task freeze		work that needs a vnode for itself: invalidate_lock, strips, workers; gates
  *	vnode pin change fetch	files: made; in use by I/O; dropped, resized, changed, stripped; validated, filled
  *	journal op		changes on their way to the server, where a crash does not reach them
  *	flush reject		write-back; what becomes of changes that the server refuses
  *	brk server key		breaks; connections to servers, leases, mass breaks; identities
- *	req info		requests of programs; the status text
+ *	structural req info	truncate and its kin; requests of programs; the status text
  */
 #ifndef AGENT_AG_H
 #define AGENT_AG_H
@@ -78,9 +78,10 @@ struct ag {
 	struct ag_list kicked;   /* vnodes to look at before we sleep */
 	struct ag_list slow;     /* tasks that wait for programs: the fast timer looks after them */
 	struct ag_list slow_ops; /* stores that wait for slots, likewise */
-	struct ag_list opens;    /* RF_OP_OPEN that wait for a server */
-	struct ag_list shorts;   /* FLUSHes of all that wait for free twins */
-	bool look_shorts;        /* a file was written back: it may be time to go on with others */
+	struct ag_list slow_changes; /* structural changes that try again, likewise */
+	struct ag_list opens;        /* RF_OP_OPEN that wait for a server */
+	struct ag_list shorts;       /* FLUSHes of all that wait for free twins */
+	bool look_shorts; /* a file was written back: it may be time to go on with others */
 	bool running, again, fast_on;
 
 	uint64_t cached; /* pages in all caches */

@@ -5,7 +5,7 @@
  * The loop sleeps in epoll.  Every callback ends in ag_settle, which looks at what was kicked until
  * nothing is left: lost servers, opens, vnodes.  Timers run only when there is something for them:
  *
- *	fast	1 ms: waits for slots, strips and the death of programs
+ *	fast	1 ms: waits for slots, strips, pins and the death of programs
  *	tick	dirty_expire: files that programs dirtied are written back
  *	pool	50 ms, while twins are taken or freed: are they getting short?
  *	second	housekeeping: programs that hung up, memory, leaving when idle
@@ -50,6 +50,7 @@
 #include "proc.h"
 #include "req.h"
 #include "server.h"
+#include "structural.h"
 #include "super.h"
 #include "task.h"
 #include "vnode.h"
@@ -167,8 +168,10 @@ static void on_fast(uv_timer_t *h)
 		ag_task_slow(t, now);
 	ag_for_each (op, &ag->slow_ops, slow)
 		ag_flush_slow(op, now);
+	ag_structurals_slow(ag, now);
 	ag_settle(ag);
-	if (!suspects && ag_list_empty(&ag->slow) && ag_list_empty(&ag->slow_ops)) {
+	if (!suspects && ag_list_empty(&ag->slow) && ag_list_empty(&ag->slow_ops) &&
+	    ag_list_empty(&ag->slow_changes)) {
 		uv_timer_stop(&ag->fast);
 		ag->fast_on = false;
 	}
@@ -446,6 +449,9 @@ static void on_second(uv_timer_t *h)
 	if (ag->twin_high > 64 && !unclean(ag))
 		trim_twins(ag);
 	ag_journal_check(ag);
+	for (uint32_t id = 1; id <= ag->vnode_high; id++)
+		if (ag->vnode[id] && ag->vnode[id]->frozen)
+			ag_ops_overdue(ag->vnode[id]);
 	ag_vn_trim(ag, false);
 	ag_memory(ag);
 	if (!ag->nprocs && idle < 3 * AG_SEC)
@@ -733,6 +739,7 @@ static void lists_init(struct ag *ag)
 	ag_list_init(&ag->kicked);
 	ag_list_init(&ag->slow);
 	ag_list_init(&ag->slow_ops);
+	ag_list_init(&ag->slow_changes);
 	ag_list_init(&ag->opens);
 	ag_list_init(&ag->shorts);
 	ag_list_init(&ag->starved);

@@ -201,6 +201,33 @@ static void all_gone(struct ag_task *t)
 	t->nruns = 0;
 }
 
+/*
+ * Pages of [t->page, t->end) go, which were flushed and could not become dirty.  Some may be all the
+ * same: what a LONG pin keeps so, though nothing is stored there, goes, too.  What programs stored to
+ * because the connection was lost is merged with what comes, and so are pages that are never punched.
+ */
+static void evict(struct ag_task *t)
+{
+	struct ag_vnode *vn = t->vn;
+	const uint64_t size = t->resize ? ag_min(t->size, vn->size) : vn->size;
+	struct ag_scan s = ag_scan(vn, t->page, ag_min(t->end, RF_PAGES(size)));
+	uint64_t page;
+
+	take_clean(t, t->page, ag_min(t->end, RF_PAGES(size)), UINT64_MAX);
+	while (ag_scan_next(&s, &page)) {
+		const uint64_t w = atomic_load(&vn->word[page]);
+
+		if (rf_w_state(w) == RF_PG_EMPTY ||
+		    (rf_w_state(w) == RF_PG_WRITEBACK && !ag_w_twinned(w)))
+			continue;
+		if (vn->frozen && ag_pinned_long(vn, page) && take_any(t, page))
+			ag_task_punch(t, page, 1);
+		else
+			t->unsure = true;
+	}
+	ag_pins_orphan(vn, t->page, t->end);
+}
+
 /* ---- size ---- */
 
 /* The file will be that long: prepare, and tell the worker. */
@@ -431,6 +458,7 @@ static void punch(struct ag_task *t, uint64_t off, uint64_t end)
 	if (off & (RF_PAGE_SIZE - 1))
 		ag_page_zero(vn, first - 1, (uint32_t)(off & (RF_PAGE_SIZE - 1)), RF_PAGE_SIZE);
 	ag_page_zero(vn, last, 0, (uint32_t)(end & (RF_PAGE_SIZE - 1)));
+	ag_pins_orphan(vn, first, last);
 	while (ag_scan_next(&s, &page)) {
 		if (rf_w_state(atomic_load(&vn->word[page])) == RF_PG_EMPTY)
 			continue;
@@ -476,9 +504,9 @@ static void change_worked(struct ag_task *t)
 			ag_vn_accepted(vn, t->st.size);
 		else
 			ag_vn_status(vn, &t->st);
-		if (ours)
+		if (ours && !t->unsure)
 			ag_vn_set_dv(vn, t->st.dv);
-		else if (vn->target || t->repeat || failed)
+		else if (vn->target || t->repeat || failed || t->unsure)
 			ag_vn_forget_version(vn);
 		else
 			ag_vn_unpromise(vn);
@@ -510,9 +538,13 @@ static void change_locked(struct ag_task *t)
 		size = vn->size;
 	t->resize = false;
 	size_begin(t, size);
-	if (t->err) {
+	if (t->err && !t->evict) {
 		change_worked(t);
 		return;
+	}
+	if (t->evict) {
+		t->unsure |= t->err != 0;
+		evict(t);
 	}
 	for (uint32_t i = 0; t->drop && i < t->nranges; i++)
 		take_clean(t, t->range[i].off >> RF_PAGE_SHIFT,
@@ -524,7 +556,8 @@ static void change_locked(struct ag_task *t)
 
 bool ag_change_in_place(const struct ag_task *t)
 {
-	return !t->drop && !t->punch && (!t->have_st || change_size(t) == t->vn->size);
+	return !t->drop && !t->punch && (!t->evict || t->page >= t->end) &&
+	       (!t->have_st || change_size(t) == t->vn->size);
 }
 
 void ag_step_change(struct ag_task *t)
@@ -555,6 +588,28 @@ void ag_step_change(struct ag_task *t)
 		return;
 	}
 	ag_task_lock(t, change_locked);
+}
+
+/* ---- a change that may have been made ---- */
+
+static void evict_worked(struct ag_task *t)
+{
+	all_gone(t);
+	ag_vn_forget_version(t->vn);
+	ag_task_end(t);
+}
+
+static void evict_locked(struct ag_task *t)
+{
+	atomic_fetch_add(&t->vn->st->read_gen, 1);
+	evict(t);
+	ag_task_work(t, evict_worked);
+}
+
+void ag_step_evict(struct ag_task *t)
+{
+	ag_vn_unpromise(t->vn);
+	ag_task_lock(t, evict_locked);
 }
 
 /* ---- memory ---- */

@@ -15,12 +15,14 @@
  *	begin to merge what is dirty; fill from data (pages from `page` on), which is of that version.
  * ag_step_change: a change that is known whole: the version goes from dv_before to st.dv (have_st),
  *	and/or the size changes (size; exact: also if that takes back what was extended here),
- *	range[] gets data (bytes), is dropped (drop) or becomes zero (punch).
+ *	range[] gets data (bytes), is dropped (drop) or becomes zero (punch), [page, end) goes (evict).
+ * ag_step_evict: [page, end) goes, and what the server has there nobody knows.
  * ag_step_strip: no promise holds any more: no program may have the file in its page tables.
  * ag_step_drop: give up to `size` clean pages back to the kernel, from `page` on.
  */
 void ag_step_revalidate(struct ag_task *t);
 void ag_step_change(struct ag_task *t);
+void ag_step_evict(struct ag_task *t);
 void ag_step_strip(struct ag_task *t);
 void ag_step_drop(struct ag_task *t);
 

@@ -388,7 +388,7 @@ bool ag_pass_step(struct ag_pass *p)
 	if (!p->begun)
 		pass_begin(p);
 	while (p->page < p->end) {
-		if (vn->gate || stores_under_way(vn) >= STORES_MAX ||
+		if ((vn->gate && vn->gate != p->through) || stores_under_way(vn) >= STORES_MAX ||
 		    vn->vol->srv->state != AG_UP || !vn->vol->ready)
 			return false;
 		op = collect(p, &held);

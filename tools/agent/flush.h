@@ -7,6 +7,8 @@
 
 #include "op.h"
 
+struct ag_hold;
+
 /*
  * One walk over the dirty pages of [page, end), in steps: what cannot be sent now (too much under
  * way, a page whose last snapshot is) ends the step, and the next call goes on from there.
@@ -16,6 +18,7 @@ struct ag_pass {
 	uint64_t page, end;
 	bool whole; /* all of the file: afterwards `dirtied` can be clear */
 	bool begun, durable;
+	struct ag_hold *through; /* whose gate does not stop it */
 	uint64_t walk;    /* what it finds dirty under one key is a record, see reject.h */
 	uint64_t refused; /* set of keys under which nothing is asked for any more */
 	int err;          /* why */

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "freeze.h"
 #include "journal.h"
 #include "key.h"
 #include "peer.h"
@@ -31,10 +32,14 @@ static void one_vnode(FILE *f, struct ag_vnode *vn, uint64_t ndirty)
 		fprintf(f, "promise %" PRIu64 "ms ", (vn->until - now) / AG_MS);
 	else
 		fprintf(f, "promise none ");
-	fprintf(f, "%s\n",
+	fprintf(f, "%s",
 		ag_vn_mapped(vn)           ? "mapped"
 		: ag_list_empty(&vn->uses) ? "unused"
 					   : "open");
+	if (vn->gate)
+		fprintf(f, " %s %" PRIu64 "ms", vn->frozen ? "frozen" : "gated",
+			(now - vn->gate->since) / AG_MS);
+	fprintf(f, "\n");
 }
 
 /* Pages that are DIRTY or in flight: of the file, and added up by key. */

@@ -29,7 +29,7 @@
 #include "vnode.h"
 
 #define MAGIC 0x6c616e72756f6a52u /* "Rjournal" */
-#define VERSION 1
+#define VERSION 2
 #define WAKE 4 /* of the starved, for each slot that is put back */
 
 /* What of it need not outlive us. */
@@ -202,6 +202,11 @@ bool ag_slot_sound(const struct ag_slot *s, uint64_t words)
 		return s->program && !s->npages && !s->nranges;
 	case RF_FALLOC:
 		return s->program && !s->npages && s->nranges == 1 && !s->len;
+	case RF_REMAP:
+		return s->program && !s->npages && s->nranges == 1 && s->src.key < RF_KEYS &&
+		       s->src.kind >= RF_REMAP_CLONE && s->src.kind <= RF_REMAP_COPY &&
+		       s->src.off <= AG_SIZE_MAX && s->len <= RF_MAX_PATH &&
+		       !memchr(s->data, 0, s->len);
 	case RF_SET_SIZE:
 		return !s->npages && !s->nranges && !s->len && s->size <= AG_SIZE_MAX;
 	default:

@@ -30,6 +30,13 @@ struct ag_slot_page {
 	uint32_t pinned;     /* therefore it is not write-protected; while the batch is made */
 };
 
+/* What a REMAP reads: kept here whole, for nobody may hold the file any more when it is sent again. */
+struct ag_slot_src {
+	rf_fid fid;
+	uint64_t off;
+	uint32_t key, kind, nameless, pad;
+};
+
 struct ag_slot {
 	uint32_t type; /* enum rf_type */
 	uint32_t vnode, key;
@@ -37,13 +44,14 @@ struct ag_slot {
 	rf_fid fid;
 	uint64_t seq; /* order within the vnode */
 	uint64_t request, memory;
-	uint64_t off; /* APPEND, applied: where it went */
+	uint64_t off; /* applied: APPEND's offset, REMAP's bytes */
 	uint64_t nth; /* applied: the how many-th change of all */
 	uint32_t durable, may_extend, program;
 	uint32_t rejected, errseq; /* errno; the vnode's errseq before that was counted */
 	uint32_t grow_only;        /* SET_SIZE */
 	uint32_t mode;             /* FALLOC */
 	uint64_t size;             /* SET_SIZE */
+	struct ag_slot_src src;    /* REMAP; the file's name is in data, of length len */
 	uint32_t npages, nranges;
 	uint64_t len;
 	struct ag_slot_page page[AG_JOURNAL_PAGES];

@@ -23,9 +23,12 @@
  *	change here; or it is answered before it does.
  *
  * A server that remembers nothing of before: a STORE that was not applied is diffed anew, an APPEND
- * fails, sizes and holes are asked for again, what was applied is made durable by SYNC.  The last is
+ * fails and so does what moves bytes, sizes and holes are asked for again, what was applied is made durable by SYNC.  The last is
  * also what becomes of a change that waits for its release while so many others are made that its
  * id may be forgotten (RF_REMEMBER): repeated it would be applied again.
+ *
+ * What a program asked for holds the gate of the file (freeze.h) until the cache has followed; what
+ * is frozen is thawed when the connection is lost, see unsure().
  *
  * The answer to a repeat is the one of then: if it does not fit the version here, the version is
  * forgotten, since bytes that were thought to be on their way have been left out of merges.
@@ -42,6 +45,7 @@
 
 #include "change.h"
 #include "fetch.h"
+#include "freeze.h"
 #include "key.h"
 #include "reject.h"
 #include "req.h"
@@ -86,8 +90,8 @@ void ag_op_end(struct ag_op *op)
 
 	if (!op->applied)
 		vn->unapplied--;
-	if (op->gated)
-		vn->gate = false;
+	if (op->hold)
+		ag_hold_end(op->hold);
 	if (op->type != RF_SYNC)
 		atomic_fetch_sub(&vn->st->wb_inflight, 1);
 	ag_list_del(&op->link);
@@ -96,7 +100,7 @@ void ag_op_end(struct ag_op *op)
 		ag_slot_put(vn, op->slot);
 	if (vn->wind && !vn->unapplied)
 		ag_excise(vn, 0, 0);
-	ag_vn_kick(vn);
+	ag_gate_wake(vn);
 	free(op);
 }
 
@@ -163,6 +167,16 @@ bool ag_ops_applied(const struct ag_vnode *vn, uint64_t seq)
 	return true;
 }
 
+bool ag_ops_drained(const struct ag_vnode *vn)
+{
+	struct ag_op *op;
+
+	ag_for_each (op, &vn->ops, link)
+		if (!op->applied && op->type != RF_SYNC)
+			return false;
+	return true;
+}
+
 bool ag_ops_silent(const struct ag_vnode *vn, uint64_t seq, uint64_t since)
 {
 	struct ag_op *op;
@@ -207,6 +221,7 @@ void ag_op_arm(struct ag_op *op)
 	s->size = op->size;
 	s->grow_only = op->grow_only;
 	s->mode = op->mode;
+	s->src = op->src;
 	s->npages = op->npages;
 	s->nranges = op->change.n;
 	s->len = op->change.len;
@@ -304,14 +319,82 @@ static void op_failed(struct ag_op *op, const rf_error *e)
 	ag_op_end(op);
 }
 
+/* ---- what changes here ---- */
+
+/* The file goes on with other bytes at these places, or may: nothing cached of them is right any more. */
+static bool moves(const struct ag_op *op)
+{
+	return (op->type == RF_FALLOC &&
+		(op->mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE))) ||
+	       (op->type == RF_REMAP && op->src.kind != RF_REMAP_DEDUPE);
+}
+
+/* The pages that it is about, of a REMAP of so many bytes. */
+static void evict_what(const struct ag_op *op, struct ag_task *t, uint64_t bytes)
+{
+	const uint64_t off = op->change.range->off;
+
+	t->evict = true;
+	t->page = off >> RF_PAGE_SHIFT;
+	t->end = op->type == RF_FALLOC ? UINT64_MAX : bytes ? RF_PAGES(off + bytes) : t->page;
+}
+
+/* Others may go on, and store. */
+static void open_gate(struct ag_op *op)
+{
+	if (op->hold)
+		ag_hold_end(op->hold);
+	op->hold = NULL;
+}
+
 /* The change of the cache is complete, too. */
 static void changed_here(struct ag_task *t)
 {
 	if (!t->err)
 		t->op->slot->applied = 1;
+	open_gate(t->op);
 }
 
-/* What else changes here because a size operation was applied. */
+static void thaw_here(struct ag_task *t)
+{
+	if (t->op->hold)
+		ag_hold_thaw(t->op->hold);
+}
+
+/*
+ * It was sent, and nobody knows when there will be an answer: stores do not wait for it any longer.
+ * Until it comes, and after, pages that it is about are fetched anew; the gate stays shut, so that
+ * nothing of this host overtakes it.  What is dirty by then was stored after it, and is merged.
+ */
+static void unsure(struct ag_op *op)
+{
+	struct ag_task *t;
+
+	if (!op->hold || op->applied)
+		return;
+	ag_hold_keep(op->hold, op->vn);
+	if (!moves(op)) {
+		ag_hold_thaw(op->hold);
+		return;
+	}
+	t = ag_task_new(op->vn, ag_step_evict);
+	evict_what(op, t, op->change.range->len ? op->change.range->len : AG_SIZE_MAX);
+	t->op = op; /* there until the task is over, as answers wait behind tasks */
+	t->done = thaw_here;
+	ag_task_post(t);
+}
+
+void ag_ops_overdue(struct ag_vnode *vn)
+{
+	struct ag_op *op;
+
+	ag_for_each (op, &vn->ops, link)
+		if (op->hold && vn->frozen && !ag_vn_busy(vn) && op->state == AG_OP_SENT &&
+		    ag_overdue(vn->ag, op->since))
+			unsure(op);
+}
+
+/* What else changes here because something other than a STORE was applied. */
 static void change_here(struct ag_op *op, const rf_applied *a)
 {
 	struct ag_vnode *vn = op->vn;
@@ -325,7 +408,10 @@ static void change_here(struct ag_op *op, const rf_applied *a)
 	/* It is there until the task is over: answers about the file wait behind tasks. */
 	t->op = op;
 	t->done = changed_here;
-	if (op->type == RF_FALLOC && (op->mode & FALLOC_FL_PUNCH_HOLE)) {
+	if (moves(op)) {
+		evict_what(op, t, a->off);
+	} else if (op->type == RF_FALLOC &&
+		   (op->mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))) {
 		t->punch = true;
 		t->nranges = 1;
 		t->range = ag_memdup(op->change.range, sizeof(*t->range));
@@ -351,6 +437,7 @@ static void op_applied(struct ag_op *op, const rf_applied *a)
 	op->applied = true;
 	op->apply = ++vn->applies;
 	vn->unapplied--;
+	ag_gate_wake(vn);
 	if (!op->durable) {
 		vn->unstable_at = op->apply;
 		atomic_store(&vn->st->unstable, 1);
@@ -360,10 +447,10 @@ static void op_applied(struct ag_op *op, const rf_applied *a)
 	if (op->req)
 		ag_req_op(op->req, op, 0, a->off);
 	if (op->type != RF_STORE) {
+		/* The source of a REMAP may be stored to again. */
+		if (op->hold)
+			ag_hold_keep(op->hold, vn);
 		change_here(op, a);
-		if (op->gated)
-			vn->gate = op->gated =
-			    false; /* the change is in front of whatever comes now */
 		return;
 	}
 	if (vn->batch)
@@ -419,6 +506,7 @@ static void keep_for_resend(struct ag_op *op)
 		p->loud = 1;
 		make_loud(op, i);
 	}
+	unsure(op);
 }
 
 static bool on_answer(struct ag_call *c, struct rf_msg *m, void *payload, size_t len)
@@ -488,7 +576,7 @@ static bool forgotten(struct ag_op *op)
 	} else if (op->type == RF_STORE) {
 		undo(op);
 		return false;
-	} else if (op->type == RF_APPEND) {
+	} else if (op->type == RF_APPEND || moves(op)) {
 		op_failed(op, &unknown);
 		return false;
 	}
@@ -565,6 +653,21 @@ void ag_op_send(struct ag_op *op)
 		f->range = op->change.range[0];
 		break;
 	}
+	case RF_REMAP: {
+		rf_remap *r = &m.body.rf_body_u.remap;
+		r->kind = op->src.kind;
+		r->src = file;
+		r->src.key = ag_key_show(vol->srv, op->src.key);
+		r->src.fid = op->src.fid;
+		r->src.path = (char *)op->change.data;
+		r->src.nameless = op->src.nameless;
+		r->src_off = op->src.off;
+		r->file = file;
+		r->request = op->request;
+		r->dst_off = op->change.range[0].off;
+		r->len = op->change.range[0].len;
+		break;
+	}
 	default:
 		m.body.rf_body_u.sync.file = file;
 		m.body.rf_body_u.sync.durable = op->durable;
@@ -628,15 +731,19 @@ static void adopt(struct ag_vnode *vn, struct ag_slot *s)
 	op->size = s->size;
 	op->grow_only = s->grow_only;
 	op->mode = s->mode;
+	op->src = s->src;
 	op->npages = op->applied ? 0 : s->npages;
 	op->change.n = s->nranges;
 	op->change.len = s->len;
 	vn->op_seq = ag_max(vn->op_seq, op->seq);
 	atomic_fetch_add(&vn->st->wb_inflight, 1);
+	if (op->type == RF_REMAP)
+		op->slot->data[op->change.len] = '\0';
 	if (!op->applied) {
 		vn->unapplied++;
-		op->gated = op->program;
-		vn->gate |= op->program;
+		if (op->program)
+			op->hold = ag_hold_new(vn, NULL);
+		unsure(op);
 	}
 	if (s->rejected) {
 		ag_reject(op, (int)s->rejected, "found after a crash", true);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * op.h - a change on its way to the server: RF_STORE, RF_APPEND, RF_SET_SIZE, RF_FALLOC, RF_SYNC.
+ * op.h - a change on its way to the server: RF_STORE, RF_APPEND, RF_SET_SIZE, RF_FALLOC, RF_REMAP,
+ * RF_SYNC.
  */
 #ifndef AGENT_OP_H
 #define AGENT_OP_H
@@ -9,6 +10,7 @@
 #include "pages.h"
 #include "vnode.h"
 
+struct ag_hold;
 struct ag_req;
 
 enum ag_op_state {
@@ -34,21 +36,23 @@ struct ag_op {
 	uint64_t apply; /* vn->applies when it was applied; SYNC: when it was sent */
 	uint32_t key;   /* under which it is made */
 	bool durable, may_extend;
-	bool soon;       /* STORE: a durable one, or SYNC, follows */
-	bool program;    /* asked for by a program: it gets the error, nothing is excised */
-	bool gated;      /* vn->gate is ours */
-	bool settle;     /* applied by a server that forgot it: only SYNC is left to ask for */
-	uint64_t memory; /* of the server that it was sent to */
-	uint64_t off;    /* APPEND, applied: where it went */
+	bool soon;            /* STORE: a durable one, or SYNC, follows */
+	bool program;         /* asked for by a program: it gets the error, nothing is excised */
+	struct ag_hold *hold; /* the gate that it goes through: open when the cache has followed */
+	bool settle;          /* applied by a server that forgot it: only SYNC is left to ask for */
+	uint64_t memory;      /* of the server that it was sent to */
+	uint64_t off;         /* applied: APPEND's offset, REMAP's bytes */
 
 	/* In the slot. */
 	struct ag_slot_page *page;
 	uint32_t npages;
-	struct ag_change change; /* STORE: ranges and bytes; APPEND: bytes; FALLOC: the range */
+	/* STORE: ranges and bytes; APPEND: bytes; FALLOC: the range; REMAP: that, and src's name */
+	struct ag_change change;
 
 	uint64_t size; /* SET_SIZE */
 	bool grow_only;
-	uint32_t mode; /* FALLOC */
+	uint32_t mode;          /* FALLOC */
+	struct ag_slot_src src; /* REMAP */
 };
 
 /* NULL: no slot is free (see ag_slot_take); never for SYNC. */
@@ -60,6 +64,8 @@ void ag_op_send(struct ag_op *op);
 void ag_ops_resend(struct ag_vnode *vn);
 /* What the agent before had sent and not seen released.  Returns how many there are. */
 uint32_t ag_ops_adopt(struct ag_vnode *vn);
+/* Every second: what was sent and is not answered for too long keeps nobody from storing. */
+void ag_ops_overdue(struct ag_vnode *vn);
 /* A program's change, by its request id. */
 struct ag_op *ag_op_find(struct ag_vnode *vn, uint64_t request);
 /* It is over: out of vn->ops, freed. */
@@ -68,6 +74,8 @@ void ag_op_end(struct ag_op *op);
 void ag_op_undo(struct ag_op *op);
 /* The word of its i-th page now, unless others have changed it. */
 uint64_t ag_op_word(const struct ag_op *op, uint32_t i);
+/* All that was sent is in the file, or is not; SYNC changes nothing. */
+bool ag_ops_drained(const struct ag_vnode *vn);
 /* The server's size when all that is under way is applied. */
 uint64_t ag_ops_size(const struct ag_vnode *vn);
 /* Nothing up to seq is under way any more; is not applied. */

@@ -28,9 +28,11 @@
 
 #include "change.h"
 #include "fetch.h"
+#include "freeze.h"
 #include "key.h"
 #include "reject.h"
 #include "server.h"
+#include "structural.h"
 
 #define PATIENCE_MIN 20u  /* ms */
 #define PATIENCE_MAX 500u /* ms */
@@ -77,11 +79,7 @@ static void patience(struct ag *ag)
 	uv_timer_start(&ag->patience, on_patience, ms, ms);
 }
 
-/*
- * Whether req can go on with the server: 1 yes, 0 not now, -errno with *why never.  What up to
- * op_seq was sent without an answer counts.
- */
-static int ready(struct ag_req *req, uint64_t op_seq, const char **why)
+int ag_req_ready(struct ag_req *req, uint64_t op_seq, const char **why)
 {
 	int r = ag_volume_ready(req->vn->vol, req->born, why);
 
@@ -128,6 +126,8 @@ static void req_free(struct ag_req *req)
 			ag_vn_kick(req->vn);
 		}
 	}
+	if (req->change)
+		ag_structural_free(req);
 	ag_list_del(&req->link);
 	if (req->proc) {
 		ag_list_del(&req->by_proc);
@@ -140,17 +140,19 @@ static void req_free(struct ag_req *req)
 	free(req);
 }
 
-static void finish(struct ag_req *req, int err, uint64_t ret0);
-
 static void part_done(struct ag_req *parent, int err)
 {
 	if (err && !parent->err)
 		parent->err = err;
-	if (!--parent->parts)
-		finish(parent, parent->err, 0);
+	if (--parent->parts)
+		return;
+	if (parent->change)
+		ag_vn_kick(parent->vn);
+	else
+		ag_req_finish(parent, parent->err, 0);
 }
 
-static void finish(struct ag_req *req, int err, uint64_t ret0)
+void ag_req_finish(struct ag_req *req, int err, uint64_t ret0)
 {
 	struct ag_req *parent = req->parent;
 
@@ -161,17 +163,27 @@ static void finish(struct ag_req *req, int err, uint64_t ret0)
 		part_done(parent, err);
 }
 
+void ag_req_orphan(struct ag_req *req, struct ag_vnode *vn)
+{
+	struct ag_req *part;
+
+	ag_for_each (part, &vn->reqs, link)
+		if (part->parent == req) {
+			part->parent = NULL;
+			part->through = part->pass.through = NULL;
+			req->parts--;
+		}
+}
+
 void ag_req_forget_proc(struct ag_proc *p)
 {
-	struct ag_req *req, *part;
+	struct ag_req *req;
 
 	while ((req = ag_first(&p->reqs, struct ag_req, by_proc))) {
 		/* Parts of a flush of all go on for nobody. */
 		for (uint32_t id = 1; req->parts && id <= p->ag->vnode_high; id++)
 			if (p->ag->vnode[id])
-				ag_for_each (part, &p->ag->vnode[id]->reqs, link)
-					if (part->parent == req)
-						part->parent = NULL, req->parts--;
+				ag_req_orphan(req, p->ag->vnode[id]);
 		req_free(req);
 	}
 }
@@ -212,11 +224,11 @@ static int serve_fault(struct ag_req *req)
 	int r;
 
 	if (valid && first >= pages) {
-		finish(req, -ENXIO, 0);
+		ag_req_finish(req, -ENXIO, 0);
 		return 1;
 	}
 	if (valid && cached(vn, first, want)) {
-		finish(req, 0, 0);
+		ag_req_finish(req, 0, 0);
 		return 1;
 	}
 	r = ag_volume_ready(vn->vol, req->born, &why);
@@ -226,7 +238,7 @@ static int serve_fault(struct ag_req *req)
 	}
 	if (r < 0) {
 		ag_debug("%s: %s", vn->path, why);
-		finish(req, r, 0);
+		ag_req_finish(req, r, 0);
 		return 1;
 	}
 	if (!r)
@@ -237,7 +249,7 @@ static int serve_fault(struct ag_req *req)
 		r = ag_fetch_pages(vn, first, want,
 				   req->asked || (req->q.arg[2] & RF_FAULT_RANDOM));
 		if (r) {
-			finish(req, r, 0);
+			ag_req_finish(req, r, 0);
 			return 1;
 		}
 		req->asked = true;
@@ -245,7 +257,7 @@ static int serve_fault(struct ag_req *req)
 	if (!valid)
 		ag_fetch_status(vn);
 	if (valid && cached(vn, first, want)) { /* zeros were filled in */
-		finish(req, 0, 0);
+		ag_req_finish(req, 0, 0);
 		return 1;
 	}
 	return 0;
@@ -260,7 +272,7 @@ void ag_reqs_fail(struct ag_vnode *vn, uint32_t key, uint64_t first, uint64_t en
 
 		if (req->q.op == RF_OP_FAULT && (key == AG_KEY_ANY || key == req->q.key) &&
 		    a < end && (n >= UINT64_MAX - a || a + n > first))
-			finish(req, err ? err : -EIO, 0);
+			ag_req_finish(req, err ? err : -EIO, 0);
 	}
 }
 
@@ -274,6 +286,7 @@ static void pass_again(struct ag_req *req)
 	ag_pass_stop(&req->pass);
 	ag_pass_init(&req->pass, vn, n ? a : 0, n && n < UINT64_MAX - a ? a + n : UINT64_MAX,
 		     req->q.arg[2] & RF_FLUSH_DURABLE);
+	req->pass.through = req->through;
 	req->passed = false;
 }
 
@@ -325,14 +338,14 @@ static int serve_flush(struct ag_req *req)
 	int r;
 
 	if (!req->passed || !flush_arrived(req)) {
-		r = ready(req, req->passed ? req->op_seq : vn->op_seq, &why);
+		r = ag_req_ready(req, req->passed ? req->op_seq : vn->op_seq, &why);
 		if (r <= 0 && all_clean(vn)) {
-			finish(req, 0, 0);
+			ag_req_finish(req, 0, 0);
 			return 1;
 		}
 		if (r < 0 && (req->proc || req->parent)) {
 			ag_log("%s: cannot be written back: %s", vn->path, why);
-			finish(req, r, 0);
+			ag_req_finish(req, r, 0);
 			return 1;
 		}
 		if (r <= 0)
@@ -341,8 +354,9 @@ static int serve_flush(struct ag_req *req)
 	if (!req->passed) {
 		if (!ag_pass_step(&req->pass))
 			return 0;
-		if (!vn->gate && !vn->wind && vn->size > ag_ops_size(vn) &&
-		    req->pass.end >= ag_vn_pages(vn) && !extend_send(vn)) {
+		if ((!vn->gate || vn->gate == req->through) && !vn->wind &&
+		    vn->size > ag_ops_size(vn) &&
+		    (req->through || req->pass.end >= ag_vn_pages(vn)) && !extend_send(vn)) {
 			pass_again(req);
 			return 0;
 		}
@@ -354,7 +368,7 @@ static int serve_flush(struct ag_req *req)
 	if (!req->synced && !req->err && !applied && durable && atomic_load(&vn->st->unstable)) {
 		r = ag_volume_ready(vn->vol, req->born, &why);
 		if (r < 0 && (req->proc || req->parent)) {
-			finish(req, r, 0);
+			ag_req_finish(req, r, 0);
 			return 1;
 		}
 		if (r > 0)
@@ -363,7 +377,7 @@ static int serve_flush(struct ag_req *req)
 	}
 	if (req->pass.refused)
 		ag_reject_told(vn, req->pass.walk);
-	finish(req, req->err, 0);
+	ag_req_finish(req, req->err, 0);
 	return 1;
 }
 
@@ -405,6 +419,18 @@ static struct ag_req *flush_new(struct ag_vnode *vn, struct ag_proc *p, const st
 	ag_count(vn->ag, RF_R_FLUSH, 1);
 	ag_vn_kick(vn);
 	return req;
+}
+
+void ag_req_flush_part(struct ag_req *parent, struct ag_vnode *vn, struct ag_hold *through,
+		       uint64_t first, uint64_t end)
+{
+	struct ag_req *req =
+	    flush_new(vn, NULL, &(struct rf_req){.arg = {first, end - first, RF_FLUSH_APPLIED}});
+
+	req->born = parent->born;
+	req->parent = parent;
+	req->through = req->pass.through = through;
+	parent->parts++;
 }
 
 /* Start it; nobody waits.  One is enough: the next comes with dirty_expire. */
@@ -510,7 +536,7 @@ void ag_shorts_serve(struct ag *ag)
 		const uint64_t freed = ag->twins_freed - req->freed;
 
 		if (freed >= enough) {
-			finish(req, 0, 0);
+			ag_req_finish(req, 0, 0);
 			continue;
 		}
 		if (!look)
@@ -522,14 +548,14 @@ void ag_shorts_serve(struct ag *ag)
 			ag_flush_all_behind(ag);
 			ag->look_shorts = ag->again = true;
 		} else if (idle || (r <= 0 && freed)) {
-			finish(req, 0, 0);
+			ag_req_finish(req, 0, 0);
 		} else if (r < 0) {
-			finish(req, r, 0);
+			ag_req_finish(req, r, 0);
 		}
 	}
 }
 
-/* ---- changes of size, holes, appends ---- */
+/* ---- extensions, appends, and what structural changes share with them ---- */
 
 static int serve_extend(struct ag_req *req)
 {
@@ -539,17 +565,17 @@ static int serve_extend(struct ag_req *req)
 	int r;
 
 	if (vn->gate) {
-		r = ready(req, vn->op_seq, &why);
+		r = ag_req_ready(req, vn->op_seq, &why);
 		if (r < 0)
-			finish(req, r, 0);
+			ag_req_finish(req, r, 0);
 		return r < 0;
 	}
 	if (req->q.arg[0] > AG_SIZE_MAX) {
-		finish(req, -EFBIG, 0);
+		ag_req_finish(req, -EFBIG, 0);
 		return 1;
 	}
 	if (vn->size >= req->q.arg[0] || (req->asked && vn->extend_err)) {
-		finish(req, vn->size >= req->q.arg[0] ? 0 : vn->extend_err, vn->size);
+		ag_req_finish(req, vn->size >= req->q.arg[0] ? 0 : vn->extend_err, vn->size);
 		return 1;
 	}
 	/* If it was asked: what came of it was cut off again, by a refusal or by another host. */
@@ -568,83 +594,85 @@ static uint64_t change_id(const struct ag_req *req)
 	return ag_proc_change(req->proc, req->q.cell, req->q.seq);
 }
 
-/* The agent before had sent it already.  1: it was finished (or is somebody else's to finish). */
-static int change_adopt(struct ag_req *req, struct ag_op *op)
+bool ag_req_adopt(struct ag_req *req)
 {
+	struct ag_op *op = ag_op_find(req->vn, change_id(req));
+
+	if (!op)
+		return false;
 	if (op->req) {
-		req_free(req);
-		return 1;
+		req_free(req); /* the same request, sent twice */
+		return true;
 	}
 	req->asked = true;
 	req->op = op;
 	req->ret = op->off;
 	op->req = req;
-	return 0;
+	return true;
 }
 
-/* One change at the server, on its own: no stores before it is applied, none under way when it
- * goes. */
-static int serve_change(struct ag_req *req)
+struct ag_op *ag_req_op_new(struct ag_req *req, enum rf_type type)
 {
-	struct ag_vnode *vn = req->vn;
-	const uint64_t *a = req->q.arg;
+	struct ag_op *op = ag_op_new(req->vn, type, false);
+
+	if (!op)
+		return NULL;
+	op->request = change_id(req);
+	op->program = true;
+	op->key = req->q.key;
+	op->req = req;
+	req->asked = true;
+	req->op = op;
+	return op;
+}
+
+int ag_req_sent(struct ag_req *req)
+{
 	const char *why = "";
-	struct ag_op *op;
 	int r;
 
 	if (req->op) {
 		/* Nobody waits for it any more; it may be carried out all the same. */
-		r = ready(req, req->op->seq, &why);
+		r = ag_req_ready(req, req->op->seq, &why);
 		if (r < 0)
-			finish(req, r, 0);
+			ag_req_finish(req, r, 0);
 		return r < 0;
 	}
-	if (req->asked) { /* refused */
-		finish(req, req->err, req->ret);
-		return 1;
-	}
-	op = ag_op_find(vn, change_id(req));
-	if (op)
-		return change_adopt(req, op);
-	r = ready(req, vn->op_seq, &why);
+	ag_req_finish(req, req->err, req->ret); /* refused */
+	return 1;
+}
+
+/* On its own: no stores before it is applied, none under way when it goes. */
+static int serve_append(struct ag_req *req)
+{
+	struct ag_vnode *vn = req->vn;
+	const char *why = "";
+	struct ag_op *op;
+	int r;
+
+	if (req->op || req->asked)
+		return ag_req_sent(req);
+	if (ag_req_adopt(req))
+		return 0;
+	r = ag_req_ready(req, vn->op_seq, &why);
 	if (r < 0) {
-		finish(req, r, 0);
+		ag_req_finish(req, r, 0);
 		return 1;
 	}
 	if (!r || vn->gate || vn->unapplied)
 		return 0;
-	if (req->q.op == RF_OP_APPEND && vn->size > vn->ssize) {
+	if (vn->size > vn->ssize) {
 		/* It goes to the end of the file as programs here see it. */
 		ag_vn_flush_behind(vn);
 		return 0;
 	}
-	op = ag_op_new(vn,
-		       req->q.op == RF_OP_APPEND    ? RF_APPEND
-		       : req->q.op == RF_OP_SETSIZE ? RF_SET_SIZE
-						    : RF_FALLOC,
-		       false);
+	op = ag_req_op_new(req, RF_APPEND);
 	if (!op)
 		return 0;
-	req->asked = true;
-	op->request = change_id(req);
-	op->req = req;
-	op->program = op->gated = vn->gate = true;
-	op->key = req->q.key;
-	req->op = op;
-	switch (req->q.op) {
-	case RF_OP_APPEND:
-		op->durable = a[0] & RF_FLUSH_DURABLE;
-		memcpy(op->change.data, req->data, req->len);
-		op->change.len = req->len;
-		break;
-	case RF_OP_SETSIZE:
-		op->size = a[0];
-		break;
-	default:
-		op->mode = (uint32_t)a[0];
-		op->change.range[0] = (rf_range){a[1], a[2]};
-		op->change.n = 1;
-	}
+	op->hold = ag_hold_new(vn, NULL);
+	op->durable = req->q.arg[0] & RF_FLUSH_DURABLE;
+	memcpy(op->change.data, req->data, req->len);
+	op->change.len = req->len;
 	ag_op_send(op);
 	return 0;
 }
@@ -668,27 +696,7 @@ void ag_req_op_released(struct ag_req *req, struct ag_op *op)
 	 */
 	op->req = NULL;
 	req->op = NULL;
-	finish(req, req->err, req->ret);
-}
-
-/* Arguments that can never be served. */
-static int check_change(const struct rf_req *q, size_t len)
-{
-	const uint64_t *a = q->arg;
-
-	switch (q->op) {
-	case RF_OP_SETSIZE:
-		return a[0] > AG_SIZE_MAX ? -EFBIG : 0;
-	case RF_OP_APPEND:
-		return len > RF_APPEND_MAX ? -EINVAL : 0;
-	default:
-		if (a[0] != 0 && a[0] != FALLOC_FL_KEEP_SIZE &&
-		    a[0] != (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE))
-			return -EOPNOTSUPP;
-		if (!a[2] || a[1] > AG_SIZE_MAX || a[2] > AG_SIZE_MAX || a[1] + a[2] > AG_SIZE_MAX)
-			return a[2] ? -EFBIG : -EINVAL;
-		return 0;
-	}
+	ag_req_finish(req, req->err, req->ret);
 }
 
 /* ---- OPEN ---- */
@@ -928,8 +936,11 @@ void ag_reqs_serve(struct ag_vnode *vn)
 		case RF_OP_EXTEND:
 			serve_extend(req);
 			break;
+		case RF_OP_APPEND:
+			serve_append(req);
+			break;
 		default:
-			serve_change(req);
+			ag_structural_serve(req);
 			break;
 		}
 		if (ag_vn_busy(vn))
@@ -1000,17 +1011,20 @@ static void request(struct ag_proc *p, const struct rf_req *q, const void *var, 
 		flush_new(vn, p, q);
 		return;
 	case RF_OP_INVALIDATE:
-	case RF_OP_REMAP:
 	case RF_OP_SEEK:
 		ag_proc_answer(p, q->cell, q->seq, -EOPNOTSUPP, 0, 0);
 		return;
 	case RF_OP_SETSIZE:
 	case RF_OP_FALLOC:
+	case RF_OP_REMAP:
 	case RF_OP_APPEND:
 		/* Sent again, and answered by then: it must not be done twice. */
 		if (!ag_proc_waits(p, q->cell, q->seq))
 			return;
-		r = check_change(q, len);
+		if (q->op == RF_OP_APPEND)
+			r = len > RF_APPEND_MAX ? -EINVAL : 0;
+		else
+			r = ag_structural_check(p->ag, vn, q);
 		break;
 	}
 	if (r) {
@@ -1024,6 +1038,8 @@ static void request(struct ag_proc *p, const struct rf_req *q, const void *var, 
 		req->len = len;
 	}
 	ag_list_add(&vn->reqs, &req->link);
+	if (q->op == RF_OP_SETSIZE || q->op == RF_OP_FALLOC || q->op == RF_OP_REMAP)
+		ag_structural_new(req);
 	ag_vn_kick(vn);
 }
 

@@ -8,6 +8,8 @@
 #include "flush.h"
 
 struct ag_call;
+struct ag_hold;
+struct ag_structural;
 
 struct ag_req {
 	struct ag_list link;    /* vn->reqs, ag->opens or ag->shorts */
@@ -23,11 +25,15 @@ struct ag_req {
 	struct ag_op *op; /* the one change that it waits for */
 	uint64_t ret;
 
+	struct ag_structural *change; /* SETSIZE, FALLOC, REMAP */
+
 	/* FLUSH */
+	struct ag_hold
+	    *through; /* it goes through the gate that this holds, and extends the file, too */
 	struct ag_pass pass;
 	bool passed, synced, behind;
 	uint64_t op_seq;
-	struct ag_req *parent; /* FLUSH of all: the part of one file */
+	struct ag_req *parent; /* a part of a FLUSH of all, or of a structural change */
 	unsigned parts;
 	uint64_t freed; /* FLUSH of all for want of twins: ag->twins_freed then */
 
@@ -66,5 +72,26 @@ void ag_reqs_op_lost(struct ag_vnode *vn, const struct ag_op *op);
 /* The change that req waits for was applied at off (err: it was not); was released: req is over. */
 void ag_req_op(struct ag_req *req, struct ag_op *op, int err, uint64_t off);
 void ag_req_op_released(struct ag_req *req, struct ag_op *op);
+
+/* ---- for requests that are served elsewhere (structural.c) ---- */
+
+/*
+ * Whether req can go on with the server: 1 yes, 0 not now, -errno with *why never.  What up to
+ * op_seq was sent without an answer counts.
+ */
+int ag_req_ready(struct ag_req *req, uint64_t op_seq, const char **why);
+/* Answer, and free. */
+void ag_req_finish(struct ag_req *req, int err, uint64_t ret0);
+/* The agent before had sent its change already: that one is waited for.  req may be gone. */
+bool ag_req_adopt(struct ag_req *req);
+/* Its change, not sent yet.  NULL: no slot is free. */
+struct ag_op *ag_req_op_new(struct ag_req *req, enum rf_type type);
+/* That was sent, or refused.  1: req is finished. */
+int ag_req_sent(struct ag_req *req);
+/* A flush of pages [first, end), applied, through that gate, as a part of parent; errors in parent->err. */
+void ag_req_flush_part(struct ag_req *parent, struct ag_vnode *vn, struct ag_hold *through,
+		       uint64_t first, uint64_t end);
+/* Parts of req on that vnode go on for nobody. */
+void ag_req_orphan(struct ag_req *req, struct ag_vnode *vn);
 
 #endif

@@ -14,6 +14,7 @@
 #include "ag.h"
 #include "protocol.h"
 
+struct ag_hold;
 struct ag_op;
 struct ag_proc;
 struct ag_req;
@@ -57,6 +58,8 @@ struct ag_task {
 	rf_range *range; /* own copy */
 	uint32_t nranges;
 	bool bytes, drop, punch, exact;
+	bool evict;  /* pages [page, end) go, they are at the server */
+	bool unsure; /* there are dirty ones among them: the version is not known */
 	bool repeat; /* st may be of long ago */
 	bool ack;    /* a break: acknowledge break_id at the end */
 	uint64_t dv_before;
@@ -64,6 +67,7 @@ struct ag_task {
 	size_t len;
 	uint64_t page, end;
 	struct ag_op *op;
+	struct ag_hold *hold; /* to be frozen */
 	void (*done)(struct ag_task *t);
 };
 

@@ -24,6 +24,7 @@
 
 #include "change.h"
 #include "fetch.h"
+#include "freeze.h"
 #include "op.h"
 #include "req.h"
 #include "server.h"
@@ -165,6 +166,7 @@ static struct ag_vnode *vn_alloc(struct ag *ag)
 	ag_list_init(&vn->ops);
 	ag_list_init(&vn->fetches);
 	ag_list_init(&vn->tasks);
+	ag_list_init(&vn->gate_waits);
 	for (unsigned i = 0; i < AG_STREAMS; i++)
 		vn->stream[i].next = UINT64_MAX;
 	return vn;
@@ -392,7 +394,10 @@ int ag_vn_adopt(struct ag *ag, const struct ag_keep *k)
 	vn->blocks = (vn->size + 511) / 512;
 	ag_vn_set_size(vn, vn->size);
 	atomic_store(&vn->st->wb_inflight, 1); /* programs may never see it and `dirtied` clear */
+	ag_freeze_adopt(vn);
 	ag_ops_adopt(vn);
+	if (!vn->gate)
+		ag_vn_thaw(vn);
 	repair(vn);
 	/* A lock that the dead agent held; who waits for it looks again and finds no promise. */
 	atomic_store(&vn->st->invalidate, 0);
@@ -453,7 +458,7 @@ static bool forgettable(struct ag_vnode *vn)
 	 */
 	if (!ag_list_empty(&vn->uses) || ag_vn_busy(vn) || !ag_list_empty(&vn->reqs) ||
 	    !ag_list_empty(&vn->ops) || !ag_list_empty(&vn->fetches) || vn->asking || vn->nlate ||
-	    ag_vn_unclean(vn) || ag_vn_mapped(vn))
+	    vn->gate || !ag_list_empty(&vn->gate_waits) || ag_vn_unclean(vn) || ag_vn_mapped(vn))
 		return false;
 	ag_vn_unpromise(vn);
 	return !ag_vn_ndirty(vn);

@@ -9,6 +9,7 @@
 #include "pages.h"
 #include "proc.h"
 
+struct ag_hold;
 struct ag_volume;
 
 #define AG_STREAMS 4u
@@ -69,7 +70,9 @@ struct ag_vnode {
 	uint32_t unapplied;            /* operations in ops that are not applied yet */
 	uint32_t extend_key;           /* whose write() made it larger than the server's */
 	int extend_err;                /* of the last try to make it larger */
-	bool gate;      /* a change of size or a punch is under way: no stores are sent */
+	struct ag_hold *gate; /* a structural change is under way: no stores are sent; freeze.h */
+	bool frozen;          /* no page becomes DIRTY */
+	struct ag_list gate_waits;
 	bool behind;    /* a flush that nobody waits for is under way */
 	uint32_t batch; /* pages of a STORE; 0: as many as it holds.  Smaller after a refusal */
 	bool wind;      /* a change was refused: back to the server's size when all is quiet */
