@@ -198,6 +198,7 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 	sys_mask held;
 	uint32_t seq, key, n;
 	int r, asked = 0, others = 0;
+	bool valid;
 
 	for (;;) {
 		if (!map_find(c, a, &e, &seq))
@@ -208,15 +209,19 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 		st = atomic_load(&vn->st);
 		if (!st)
 			return -ENOENT; /* unmapped by another thread just now */
-		size = atomic_load(&st->i_size);
-		if (page >= RF_PAGES(size))
-			return -ENXIO;
 		if (write && !(e.flags & RF_MAP_WRITE))
 			return -EACCES;
+		n = 1;
+		valid = vnode_valid(c, vn); /* before the size: that of then, or a newer one */
+		size = atomic_load(&st->i_size);
+		if (page >= RF_PAGES(size)) {
+			if (valid)
+				return -ENXIO;
+			goto ask; /* others may have made it larger */
+		}
 		/* Where CONTINUE cannot protect, a page of a writable mapping counts as written. */
 		if ((c->mode & CTX_NO_CONTINUE_WP) && (e.flags & RF_MAP_WRITE))
 			write = true;
-		n = 1;
 		if (!write) {
 			n = window_next(e.l, page);
 			left = (e.end - a) >> RF_PAGE_SHIFT;

@@ -380,10 +380,13 @@ static int dirty(struct ctx *c, const struct map_entry *e, uint64_t page, sys_ma
 	int r;
 
 	for (;;) {
-		if (page >= RF_PAGES(atomic_load(&atomic_load(&vn->st)->i_size)))
-			return -ENXIO;
-		r = vnode_cover(c, vn, page + 1);
-		if (r && r != -EAGAIN)
+		const bool valid = vnode_valid(c, vn); /* before the size, see fault_resolve */
+
+		if (page < RF_PAGES(atomic_load(&atomic_load(&vn->st)->i_size)))
+			r = vnode_cover(c, vn, page + 1);
+		else
+			r = valid ? -ENXIO : -EFAULT;
+		if (r && r != -EAGAIN && r != -EFAULT)
 			return r;
 		if (!r)
 			r = vnode_valid(c, vn) ? slot_enter(c, vn, page, 1, &slot) : -EFAULT;
