@@ -4,14 +4,16 @@
  * all, nothing done twice, nobody passed over who may still believe in a promise.
  *
  * Where it matters at which point the server dies, the point is made certain: a seccomp filter that
- * turns one system call (a write at DEADLY, a truncation to DEADLY) into SIGKILL, or an engine that
- * kills the server right after a change.
+ * turns one system call (a write at DEADLY, a truncation to DEADLY, a copy of DEADLY bytes, a clone)
+ * into SIGKILL, or an engine that kills the server right after a change.
  */
 #include "srv_own.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/falloc.h>
 #include <linux/filter.h>
+#include <linux/fs.h>
 #include <linux/seccomp.h>
 #include <sched.h>
 #include <signal.h>
@@ -37,15 +39,15 @@ static void die(int sig)
 	kill(getpid(), SIGKILL);
 }
 
-/* The system call nr, if argument number arg is DEADLY. */
-static void die_at(unsigned nr, unsigned arg)
+/* The system call nr, if argument number arg has that value. */
+static void die_at(unsigned nr, unsigned arg, unsigned value)
 {
 	struct sock_filter code[] = {
 	    BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
 	    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, nr, 0, 3),
 	    BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
 		     (unsigned)offsetof(struct seccomp_data, args) + 8 * arg),
-	    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, DEADLY, 0, 1),
+	    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, 0, 1),
 	    BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
 	    BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
 	};
@@ -63,9 +65,11 @@ static int deadly_open(const char *where, struct store_vol **vol, const char **w
 
 	if (when == AT_CALL) {
 		signal(SIGSYS, die);
-		die_at(SYS_pwrite64, 3);
-		die_at(SYS_ftruncate, 1);
-		die_at(SYS_fallocate, 2);
+		die_at(SYS_pwrite64, 3, DEADLY);
+		die_at(SYS_ftruncate, 1, DEADLY);
+		die_at(SYS_fallocate, 2, DEADLY);
+		die_at(SYS_copy_file_range, 4, DEADLY);
+		die_at(SYS_ioctl, 1, (unsigned)FICLONERANGE);
 	}
 	return err;
 }
@@ -85,6 +89,17 @@ DEADLY_CALL(append)
 DEADLY_CALL(resize)
 DEADLY_CALL(fallocate)
 
+static int deadly_remap(struct store_file *file, const struct store_cred *cred,
+			struct store_file *src, const struct store_cred *src_cred,
+			struct store_change *ch, bool nowait)
+{
+	int err = store_dir.remap(file, cred, src, src_cred, ch, nowait);
+
+	if (!err && when == AFTER_CHANGE)
+		die(0);
+	return err;
+}
+
 static void start_deadly(int how)
 {
 	when = how;
@@ -94,6 +109,7 @@ static void start_deadly(int how)
 	ops.append = deadly_append;
 	ops.resize = deadly_resize;
 	ops.fallocate = deadly_fallocate;
+	ops.remap = deadly_remap;
 	config.ops = &ops;
 	start_server();
 }
@@ -604,6 +620,262 @@ Test(crash, hole_done)
 	finished(AFTER_CHANGE, true);
 }
 
+/* ---- shifted, zeroed, shared ---- */
+
+/* The suite's directory, on a disk with that file system. */
+static void on_disk(const char *fs)
+{
+	teardown();
+	if (!setup_disk(fs))
+		cr_skip("needs root, mkfs.%s and a loop device", fs);
+	config.lease_ms = 10000;
+}
+
+/* Blocks that say where they were. */
+static void fill_blocks(const char *name, size_t n, unsigned char first)
+{
+	int fd = open(at(name), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0666);
+	unsigned char b[4096];
+	size_t i;
+
+	for (i = 0; i < n; i++) {
+		memset(b, first + (int)(i % 60), sizeof(b));
+		cr_assert(eq(i64, write(fd, b, sizeof(b)), sizeof(b)));
+	}
+	close(fd);
+}
+
+/* Done and not remembered, or not begun: the size says which.  Done once, whichever it was. */
+static void shifted(const char *fs, int how, int mode)
+{
+	const struct tc_at where = {.path = "f", .off = DEADLY};
+	const bool insert = mode == FALLOC_FL_INSERT_RANGE;
+	enum { N = DEADLY / 4096 + 8 };
+	unsigned char *buf = malloc(BUF);
+	struct tc_at there = where;
+	struct tc a;
+	rf_status s;
+	off_t size;
+
+	on_disk(fs);
+	fill_blocks("f", N, 'A');
+	start_deadly(how);
+	back(&a, 1);
+	s = tc_find(&a, "f", RF_LK_READ | RF_LK_WRITE);
+	there.fid = &s.fid;
+	tc_falloc(&a, &there, 7, mode, 0x2000);
+	EXPECT(&a, -1);
+	tc_close(&a);
+	next_server();
+	size = content(buf, BUF);
+	cr_assert(eq(i64, size, N * 4096 + (how == AT_CALL ? 0 : insert ? 0x2000 : -0x2000)));
+	back(&a, 1);
+	tc_falloc(&a, &there, 7, mode, 0x2000);
+	done(&a);
+	size = content(buf, BUF);
+	cr_assert(eq(i64, size, N * 4096 + (insert ? 0x2000 : -0x2000)));
+	cr_assert(eq(int, buf[DEADLY - 1], 'A' + DEADLY / 4096 - 1));
+	cr_assert(eq(int, buf[DEADLY], insert ? 0 : 'A' + DEADLY / 4096 + 2));
+	cr_assert(eq(int, buf[size - 1], 'A' + N - 1));
+	tc_close(&a);
+	free(buf);
+}
+
+Test(crash, collapse_not_begun)
+{
+	shifted("ext4", AT_CALL, FALLOC_FL_COLLAPSE_RANGE);
+}
+
+Test(crash, collapse_done)
+{
+	shifted("ext4", AFTER_CHANGE, FALLOC_FL_COLLAPSE_RANGE);
+}
+
+Test(crash, insert_not_begun)
+{
+	shifted("ext4", AT_CALL, FALLOC_FL_INSERT_RANGE);
+}
+
+Test(crash, insert_done)
+{
+	shifted("ext4", AFTER_CHANGE, FALLOC_FL_INSERT_RANGE);
+}
+
+Test(crash, insert_done_xfs)
+{
+	shifted("xfs", AFTER_CHANGE, FALLOC_FL_INSERT_RANGE);
+}
+
+/* Zeros that make the file larger.  Not done again over what others stored since. */
+static void zeroed(int how)
+{
+	unsigned char *buf = malloc(BUF);
+	struct tc_at where = {.path = "f", .off = DEADLY};
+	struct tc a, b;
+	rf_status s;
+	off_t size;
+
+	fill(DEADLY + 100, 'o');
+	start_deadly(how);
+	back(&a, 1);
+	s = tc_find(&a, "f", RF_LK_READ | RF_LK_WRITE);
+	where.fid = &s.fid;
+	tc_falloc(&a, &where, 7, FALLOC_FL_ZERO_RANGE, 0x3000);
+	if (tc_recv(&a, SOON) == RF_ERROR) {
+		stop_server(SIGTERM);
+		cr_skip("the file system in /tmp cannot zero");
+	}
+	tc_close(&a);
+	next_server();
+	size = content(buf, BUF);
+	cr_assert(eq(i64, size, DEADLY + 0x3000));
+	cr_assert(buf[DEADLY - 1] == 'o' && !buf[DEADLY] && !buf[DEADLY + 99]);
+	back(&a, 1);
+	back(&b, 2);
+	tc_find(&b, "f", RF_LK_READ | RF_LK_WRITE);
+	tc_store(&b, &s.fid, "f", 1, DEADLY, "behind", true);
+	done(&b);
+	tc_falloc(&a, &where, 7, FALLOC_FL_ZERO_RANGE, 0x3000);
+	done(&a);
+	content(buf, BUF);
+	cr_assert(not(memcmp(buf + DEADLY, "behind", 6)));
+	tc_close(&a);
+	tc_close(&b);
+	free(buf);
+}
+
+Test(crash, zero_not_begun)
+{
+	zeroed(AT_CALL);
+}
+
+Test(crash, zero_done)
+{
+	zeroed(AFTER_CHANGE);
+}
+
+static struct tc_at remap_src, remap_dst;
+static rf_status remap_stat[2];
+
+static void remap_files(struct tc *a)
+{
+	remap_stat[0] = tc_find(a, "src", RF_LK_READ);
+	remap_stat[1] = tc_find(a, "f", RF_LK_READ | RF_LK_WRITE);
+	remap_src = (struct tc_at){&remap_stat[0].fid, "src", 0, 0};
+	remap_dst = (struct tc_at){&remap_stat[1].fid, "f", 0, 0};
+}
+
+/* The next server makes it whole from the source, and says how much that was; it is not done again
+ * when the source has changed. */
+static void remapped(int how, u_int kind)
+{
+	unsigned char *buf = malloc(BUF);
+	struct tc a;
+	off_t size;
+
+	fill_blocks("src", 20, 'A');
+	fill_blocks("f", 20, 'a');
+	start_deadly(how);
+	back(&a, 1);
+	remap_files(&a);
+	remap_src.off = 0x2000;
+	remap_dst.off = 0x10000;
+	tc_remap(&a, &remap_src, &remap_dst, 7, kind, DEADLY);
+	EXPECT(&a, -1);
+	tc_close(&a);
+	next_server();
+	size = content(buf, BUF);
+	cr_assert(eq(i64, size, 0x10000 + DEADLY));
+	cr_assert(eq(int, buf[0xffff], 'a' + 15));
+	cr_assert(eq(int, buf[0x10000], 'C'));
+	cr_assert(eq(int, buf[size - 1], 'C' + DEADLY / 4096 - 1));
+	others_write("src", 0x2000, "changed");
+	back(&a, 1);
+	tc_remap(&a, &remap_src, &remap_dst, 7, kind, DEADLY);
+	EXPECT(&a, RF_APPLIED);
+	cr_assert(eq(u64, applied(&a)->off, DEADLY));
+	EXPECT(&a, RF_RELEASED);
+	content(buf, BUF);
+	cr_assert(eq(int, buf[0x10000], 'C'));
+	tc_close(&a);
+	free(buf);
+}
+
+Test(crash, copy_not_begun)
+{
+	remapped(AT_CALL, RF_REMAP_COPY);
+}
+
+Test(crash, copy_done)
+{
+	remapped(AFTER_CHANGE, RF_REMAP_COPY);
+}
+
+Test(crash, clone_not_begun)
+{
+	on_disk("xfs");
+	remapped(AT_CALL, RF_REMAP_CLONE);
+}
+
+Test(crash, clone_done)
+{
+	on_disk("xfs");
+	remapped(AFTER_CHANGE, RF_REMAP_CLONE);
+}
+
+/* A large copy, killed at any time; how often the next server found all of it old, and torn. */
+static void copy_killed(int *olds, int *torn)
+{
+	enum { N = 8192, ROUNDS = 8 };
+	static unsigned char now[N * 4096];
+	size_t i, news, size;
+	struct tc a;
+	int round;
+
+	fill_blocks("src", N, 'A');
+	*olds = *torn = 0;
+	for (round = 0; round < ROUNDS; round++) {
+		fill_blocks("f", N, 'a');
+		start_server();
+		back(&a, 1);
+		remap_files(&a);
+		tc_remap(&a, &remap_src, &remap_dst, (uint64_t)round + 1, RF_REMAP_COPY, N * 4096);
+		usleep((useconds_t)(500 + round * 2500));
+		stop_server(SIGKILL);
+		tc_close(&a);
+		start_server();
+		size = (size_t)content(now, sizeof(now));
+		cr_assert(eq(sz, size, sizeof(now)));
+		for (i = news = 0; i < N; i++)
+			news += now[i * 4096 + 4095] == 'A' + i % 60;
+		*olds += !news;
+		*torn += news && news < N;
+		stop_server(SIGTERM);
+	}
+	fprintf(stderr, "%d rounds: %d times old, %d times torn\n", ROUNDS, *olds, *torn);
+}
+
+Test(crash, copy_killed_at_any_time)
+{
+	int olds, torn;
+
+	copy_killed(&olds, &torn);
+	cr_assert(eq(int, torn, 0));
+}
+
+/* The same without undo records: it does happen. */
+Test(crash, copy_is_torn_without_undo)
+{
+	int olds, torn, tries = 5;
+
+	setenv("REFAULT_DISABLE", "undo", 1);
+	do
+		copy_killed(&olds, &torn);
+	while (!torn && --tries);
+	cr_assert(torn > 0);
+	unsetenv("REFAULT_DISABLE");
+}
+
 Test(crash, growth_is_undone)
 {
 	struct tc a;
@@ -819,6 +1091,29 @@ static const char *starts(void)
 	close(fd);
 	text[n < 0 ? 0 : n] = 0;
 	return text;
+}
+
+/* The source is not there any more: the next server says that half of it may be, and goes on. */
+Test(crash, copy_without_its_source)
+{
+	struct tc a;
+
+	fill_blocks("src", 20, 'A');
+	fill_blocks("f", 20, 'a');
+	start_deadly(AT_CALL);
+	back(&a, 1);
+	remap_files(&a);
+	tc_remap(&a, &remap_src, &remap_dst, 7, RF_REMAP_COPY, DEADLY);
+	EXPECT(&a, -1);
+	tc_close(&a);
+	cr_assert(not(unlink(at("src"))));
+	cr_assert(eq(int, waitpid(server, NULL, 0), server));
+	config.ops = NULL;
+	cr_assert(strstr(starts(), "f in x: a change was cut off") != NULL);
+	back(&a, 1);
+	tc_remap(&a, &remap_src, &remap_dst, 7, RF_REMAP_COPY, DEADLY);
+	cr_assert(eq(int, error_of(&a), ESTALE));
+	tc_close(&a);
 }
 
 Test(crash, memory)

@@ -166,7 +166,7 @@ static size_t some_frame(unsigned char *buf, size_t cap)
 {
 	static const rf_type calls[] = {RF_LOOKUP, RF_STATUS,    RF_FETCH,    RF_STORE, RF_STORE,
 					RF_APPEND, RF_FALLOC,    RF_SET_SIZE, RF_SYNC,  RF_GIVE_UP,
-					RF_PING,   RF_BREAK_ACK, RF_KEY};
+					RF_PING,   RF_BREAK_ACK, RF_KEY,      RF_REMAP, RF_SEEK};
 	static rf_range ranges[RF_MAX_RANGES];
 	static rf_fid many[64];
 	static char secret[RF_MAX_SECRET + 1] = "s3cret";
@@ -177,7 +177,7 @@ static size_t some_frame(unsigned char *buf, size_t cap)
 	memset(&m, 0, sizeof(m));
 	m.xid = (u_int)rnd();
 	m.body.type =
-	    below(16) ? calls[below(sizeof(calls) / sizeof(calls[0]))] : (rf_type)(1 + below(24));
+	    below(16) ? calls[below(sizeof(calls) / sizeof(calls[0]))] : (rf_type)(1 + below(28));
 	for (i = 0; i < 16; i++) {
 		ranges[i].off = nasty();
 		ranges[i].len = below(2) ? nasty() : below(200);
@@ -235,6 +235,21 @@ static size_t some_frame(unsigned char *buf, size_t cap)
 		m.body.rf_body_u.falloc.request = below(3000);
 		m.body.rf_body_u.falloc.mode = below(128);
 		m.body.rf_body_u.falloc.range = ranges[0];
+		break;
+	case RF_REMAP:
+		some_file(&m.body.rf_body_u.remap.src);
+		some_file(&m.body.rf_body_u.remap.file);
+		m.body.rf_body_u.remap.kind = (u_int)below(5);
+		m.body.rf_body_u.remap.request = below(3000);
+		m.body.rf_body_u.remap.src_off = below(2) ? nasty() : below(100);
+		/* Not too far out here either. */
+		m.body.rf_body_u.remap.dst_off = below(8) ? below(100000) : INT64_MAX - below(3);
+		m.body.rf_body_u.remap.len = nasty();
+		break;
+	case RF_SEEK:
+		some_file(&m.body.rf_body_u.seek.file);
+		m.body.rf_body_u.seek.off = nasty();
+		m.body.rf_body_u.seek.whence = (u_int)below(6);
 		break;
 	case RF_SYNC:
 		some_file(&m.body.rf_body_u.sync.file);

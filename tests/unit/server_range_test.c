@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -441,4 +442,320 @@ Test(server_range, dedupe)
 	remap_err(&a, RF_REMAP_DEDUPE, BLK, EINVAL);
 	tc_close(&a);
 	tc_close(&b);
+}
+
+/* ---- holes ---- */
+
+static void seek(struct tc *a, const rf_fid *fid, uint64_t off, int whence, uint64_t want)
+{
+	const struct tc_at where = {fid, "f", off, 0};
+
+	tc_seek(a, &where, whence);
+	EXPECT(a, RF_SEEK_R);
+	cr_assert(eq(u64, a->msg.body.rf_body_u.seek_r.off, want));
+}
+
+static void seek_err(struct tc *a, const rf_fid *fid, uint64_t off, int whence, u_int err)
+{
+	const struct tc_at where = {fid, "f", off, 0};
+
+	tc_seek(a, &where, whence);
+	ERROR(a, err);
+}
+
+/* Data in blocks 2 and 3 of 8. */
+static void holes(const char *type)
+{
+	struct tc_at where = {.path = "f", .off = 0};
+	struct tc a;
+	rf_status s;
+
+	on(type);
+	put_file("f", "");
+	cr_assert(not(truncate(at("f"), 8 * BLK)));
+	others_write("f", 2 * BLK, "x");
+	others_write("f", 4 * BLK - 1, "x");
+	tc_open(&a, sock, 1);
+	s = tc_find(&a, "f", RF_LK_READ | RF_LK_WRITE);
+	seek(&a, &s.fid, 0, SEEK_DATA, 2 * BLK);
+	seek(&a, &s.fid, 0, SEEK_HOLE, 0);
+	seek(&a, &s.fid, 2 * BLK + 5, SEEK_DATA, 2 * BLK + 5);
+	seek(&a, &s.fid, 2 * BLK + 5, SEEK_HOLE, 4 * BLK);
+	seek_err(&a, &s.fid, 4 * BLK, SEEK_DATA, ENXIO);
+	seek_err(&a, &s.fid, 8 * BLK, SEEK_HOLE, ENXIO);
+	seek_err(&a, &s.fid, UINT64_MAX, SEEK_DATA, ENXIO);
+	seek_err(&a, &s.fid, 0, SEEK_SET, EINVAL);
+	seek_err(&a, &s.fid, 0, SEEK_END, EINVAL);
+	seek_err(&a, &s.fid, 0, -1, EINVAL);
+	/* It follows the client's own changes. */
+	where.fid = &s.fid;
+	where.off = 2 * BLK;
+	tc_falloc(&a, &where, 1, PUNCH, BLK);
+	EXPECT(&a, RF_APPLIED);
+	EXPECT(&a, RF_RELEASED);
+	seek(&a, &s.fid, 0, SEEK_DATA, 3 * BLK);
+	tc_close(&a);
+}
+
+Test(server_range, holes_ext4)
+{
+	holes("ext4");
+}
+
+Test(server_range, holes_xfs)
+{
+	holes("xfs");
+}
+
+Test(server_range, holes_tmpfs)
+{
+	holes("tmpfs");
+}
+
+/* ---- two files, one order ---- */
+
+/* An engine whose stores take until somebody says so. */
+static struct gate {
+	_Atomic int shut, entered;
+} * gate;
+static struct store_ops gate_ops;
+
+static int gate_store(struct store_file *file, const struct store_cred *cred,
+		      struct store_change *change, bool nowait)
+{
+	if (nowait)
+		return -EAGAIN;
+	gate->entered++;
+	while (gate->shut)
+		usleep(1000);
+	return store_dir.store(file, cred, change, false);
+}
+
+static void setup_gated(void)
+{
+	setup_at("/tmp");
+	gate = mmap(NULL, sizeof(*gate), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	cr_assert(gate != MAP_FAILED);
+	gate_ops = store_dir;
+	gate_ops.store = gate_store;
+	config.ops = &gate_ops;
+	start_server();
+}
+
+TestSuite(server_two, .init = setup_gated, .fini = teardown, .timeout = 30);
+
+static rf_status x, y;
+static struct tc_at in_x, in_y;
+
+/* Two files that client a may do all with; stores from now on stop in the engine. */
+static void two_files(struct tc *a)
+{
+	put_file("x", "xxxx");
+	put_file("y", "yyyy");
+	tc_open(a, sock, 1);
+	x = tc_find(a, "x", RF_LK_READ | RF_LK_WRITE);
+	y = tc_find(a, "y", RF_LK_READ | RF_LK_WRITE);
+	in_x = (struct tc_at){&x.fid, "x", 0, 0};
+	in_y = (struct tc_at){&y.fid, "y", 0, 0};
+	gate->shut = 1;
+}
+
+/* All that was sent so far stands in its queues. */
+static void arrived(struct tc *tc)
+{
+	tc_ping(tc);
+	EXPECT(tc, RF_PONG);
+}
+
+static void stuck(struct tc *a, const rf_fid *fid, const char *name, uint64_t id, const char *text)
+{
+	int n = gate->entered;
+
+	tc_store(a, fid, name, id, 0, text, false);
+	while (gate->entered == n)
+		usleep(1000);
+}
+
+static void applied_next(struct tc *tc)
+{
+	cr_assert(eq(int, reply(tc), RF_APPLIED));
+}
+
+/* Behind the store that came before it, ahead of the one that came after; nobody reads in between. */
+static void in_its_place(bool to_source)
+{
+	struct tc a, b;
+
+	two_files(&a);
+	tc_open(&b, sock, 2);
+	tc_find(&b, "x", RF_LK_READ);
+	tc_find(&b, "y", RF_LK_READ);
+	if (to_source)
+		stuck(&a, &x.fid, "x", 1, "1111");
+	else
+		stuck(&a, &y.fid, "y", 1, "1111");
+	in_y.off = 2;
+	tc_remap(&a, &in_x, &in_y, 2, RF_REMAP_COPY, 4);
+	tc_store(&a, &x.fid, "x", 3, 0, "33", false);
+	tc_store(&a, &y.fid, "y", 4, 0, "44", false);
+	arrived(&a);
+	tc_fetch(&b, &y.fid, "y", 0, 100, false);
+	tc_fetch(&b, &x.fid, "x", 0, 100, false);
+	NOTHING(&b);
+	gate->shut = 0;
+	cr_assert(eq(int, reply(&b), RF_FETCH_R));
+	if (b.msg.body.rf_body_u.fetch_r.status.fid.ino == x.fid.ino)
+		cr_assert(eq(int, reply(&b), RF_FETCH_R));
+	while (b.msg.body.type != RF_FETCH_R ||
+	       b.msg.body.rf_body_u.fetch_r.status.fid.ino != y.fid.ino)
+		cr_assert(ne(int, reply(&b), 0));
+	cr_assert(eq(sz, b.len, 6));
+	cr_assert(not(memcmp(b.payload, to_source ? "441111" : "44xxxx", 6)));
+	while (strcmp(get_file("x"), to_source ? "3311" : "33xx") != 0)
+		cr_assert(ne(int, reply(&a), 0));
+	tc_close(&a);
+	tc_close(&b);
+}
+
+Test(server_two, behind_a_store_to_the_source)
+{
+	in_its_place(true);
+}
+
+Test(server_two, behind_a_store_to_the_file)
+{
+	in_its_place(false);
+}
+
+/* Each would take what the other has. */
+Test(server_two, crosswise)
+{
+	struct tc a, b;
+	uint64_t i;
+
+	two_files(&a);
+	tc_open(&b, sock, 2);
+	tc_find(&b, "x", RF_LK_READ | RF_LK_WRITE);
+	tc_find(&b, "y", RF_LK_READ | RF_LK_WRITE);
+	stuck(&a, &x.fid, "x", 1, "1111");
+	stuck(&a, &y.fid, "y", 2, "2222");
+	for (i = 0; i < 10; i++) {
+		tc_remap(&a, &in_x, &in_y, 10 + i, RF_REMAP_COPY, 1);
+		arrived(&a);
+		tc_remap(&b, &in_y, &in_x, 10 + i, RF_REMAP_COPY, 2);
+		arrived(&b);
+	}
+	gate->shut = 0;
+	for (i = 0; i < 10;) {
+		int type = reply(&b);
+
+		cr_assert(eq(int, type == RF_APPLIED || type == RF_RELEASED, 1));
+		i += type == RF_RELEASED;
+		while (tc_recv(&a, 0) == RF_BREAK)
+			tc_ack(&a, br(&a)->id);
+	}
+	/* "1222": 1 from x first, the second byte from y. */
+	cr_assert(eq(str, (char *)get_file("y"), "1222"));
+	cr_assert(eq(str, (char *)get_file("x"), "1211"));
+	tc_close(&a);
+	tc_close(&b);
+}
+
+/* Its connection is lost while it waits: it is done, once, and says so when it is asked for again. */
+Test(server_two, lost_connection)
+{
+	struct tc a;
+
+	two_files(&a);
+	stuck(&a, &x.fid, "x", 1, "1111");
+	in_y.off = 4;
+	tc_remap(&a, &in_x, &in_y, 2, RF_REMAP_COPY, 3);
+	arrived(&a);
+	tc_close(&a);
+	tc_open(&a, sock, 1);
+	tc_remap(&a, &in_x, &in_y, 2, RF_REMAP_COPY, 3);
+	arrived(&a);
+	gate->shut = 0;
+	applied_next(&a);
+	cr_assert(eq(u64, applied(&a)->off, 3));
+	cr_assert(eq(u64, applied(&a)->status.size, 7));
+	EXPECT(&a, RF_RELEASED);
+	cr_assert(eq(str, (char *)get_file("y"), "yyyy111"));
+	/* And again. */
+	others_write("x", 0, "9");
+	tc_remap(&a, &in_x, &in_y, 2, RF_REMAP_COPY, 3);
+	applied_next(&a);
+	cr_assert(eq(u64, applied(&a)->off, 3));
+	cr_assert(eq(int, reply(&a), RF_RELEASED));
+	cr_assert(eq(str, (char *)get_file("y"), "yyyy111"));
+	tc_close(&a);
+}
+
+/* A source that is not there any more: whoever waits for the file goes on. */
+Test(server_two, no_such_source)
+{
+	struct tc a;
+	rf_fid gone;
+
+	two_files(&a);
+	gone = x.fid;
+	gone.gen++;
+	in_x.fid = &gone;
+	stuck(&a, &y.fid, "y", 1, "1");
+	tc_remap(&a, &in_x, &in_y, 2, RF_REMAP_COPY, 4);
+	tc_store(&a, &y.fid, "y", 3, 1, "3", false);
+	gate->shut = 0;
+	applied_next(&a);
+	EXPECT(&a, RF_RELEASED);
+	ERROR(&a, ESTALE);
+	applied_next(&a);
+	cr_assert(eq(str, (char *)get_file("y"), "13yy"));
+	tc_close(&a);
+}
+
+/* Of two exports, or of none. */
+Test(server_two, other_volume)
+{
+	struct rf_msg m = {.body.type = RF_REMAP};
+	rf_remap *r = &m.body.rf_body_u.remap;
+	struct tc a;
+
+	stop_server(SIGTERM);
+	config.export[1].name = "z";
+	config.export[1].where = base;
+	config.nexports = 2;
+	start_server();
+	two_files(&a);
+	r->kind = RF_REMAP_COPY;
+	r->src.fid = x.fid;
+	r->src.path = "x";
+	r->file.fid = y.fid;
+	r->file.path = "y";
+	r->file.volume = a.volume;
+	r->src.volume = a.volume + 1;
+	r->request = 1;
+	r->len = 1;
+	/* Not attached to. */
+	tc_send(&a, &m, NULL, 0);
+	EXPECT(&a, -1);
+	tc_close(&a);
+	tc_open(&a, sock, 1);
+	m.body.type = RF_VOLUME;
+	m.body.rf_body_u.volume.name = "z";
+	tc_send(&a, &m, NULL, 0);
+	EXPECT(&a, RF_VOLUME_R);
+	memset(&m, 0, sizeof(m));
+	m.body.type = RF_REMAP;
+	r->kind = RF_REMAP_COPY;
+	r->src.fid = x.fid;
+	r->src.path = "x";
+	r->file.fid = y.fid;
+	r->file.path = "y";
+	r->file.volume = a.volume;
+	r->src.volume = a.msg.body.rf_body_u.volume_r.volume;
+	cr_assert(ne(u32, r->src.volume, r->file.volume));
+	r->request = 1;
+	tc_send(&a, &m, NULL, 0);
+	ERROR(&a, EXDEV);
+	tc_close(&a);
 }

@@ -74,6 +74,7 @@ static void all_calls(struct tc *a, const rf_fid *fid, int err)
 {
 	struct rf_msg m = {.body.type = RF_SET_SIZE};
 	rf_file file = {.volume = a->volume, .key = a->key, .fid = *fid, .path = "f"};
+	const struct tc_at mine = {fid, "f", 0, a->key}, good = {fid, "f", 3, 0};
 	static uint64_t request = 1000;
 
 	tc_lookup(a, "f", RF_LK_READ, 0);
@@ -105,6 +106,13 @@ static void all_calls(struct tc *a, const rf_fid *fid, int err)
 	m.body.rf_body_u.falloc.range.len = 3;
 	tc_send(a, &m, NULL, 0);
 	cr_assert(eq(int, error_of(a), err), "punch under %u", a->key);
+	tc_seek(a, &mine, SEEK_DATA);
+	cr_assert(eq(int, error_of(a), err), "seek under %u", a->key);
+	/* One of the two is enough. */
+	tc_remap(a, &mine, &good, ++request, RF_REMAP_COPY, 3);
+	cr_assert(eq(int, error_of(a), err), "copy from %u", a->key);
+	tc_remap(a, &good, &mine, ++request, RF_REMAP_COPY, 3);
+	cr_assert(eq(int, error_of(a), err), "copy to %u", a->key);
 }
 
 Test(server_key, each_refusal)
@@ -223,6 +231,93 @@ Test(server_key, rights_of_the_key)
 	cr_assert(eq(int, error_of(&a), EACCES));
 	a.key = 4;
 	tc_find(&a, "grouped", RF_LK_READ);
+	tc_close(&a);
+}
+
+/* A file that may only be read, one that may only be written: what needs which right, of whom. */
+Test(server_key, two_files_two_keys)
+{
+	static const char *const name[] = {"none", "r", "w", "rw"};
+	struct tc_at src, dst;
+	rf_status s[4];
+	u_int i, k, kind;
+	uint64_t request = 0;
+	struct tc a;
+
+	if (geteuid())
+		cr_skip("needs root");
+	tc_open(&a, sock, 1);
+	tc_key(&a, 1, "nobody", "n");
+	for (i = 0; i < 4; i++) {
+		put_file(name[i], "0123456789");
+		chmod(at(name[i]), (i & 1 ? 0404 : 0) | (i & 2 ? 0202 : 0));
+		a.key = 0;
+		s[i] = tc_find(&a, name[i], 0);
+		a.key = 1;
+		tc_find(&a, name[i], 0);
+		dst = (struct tc_at){&s[i].fid, name[i], 0, 1};
+		tc_seek(&a, &dst, SEEK_DATA);
+		cr_assert(eq(int, error_of(&a), i & 1 ? 0 : EACCES), "seek %s", name[i]);
+		tc_falloc(&a, &dst, ++request, PUNCH, 1);
+		cr_assert(eq(int, error_of(&a), i & 2 ? 0 : EACCES), "punch %s", name[i]);
+		if (i & 2)
+			cr_assert(eq(int, reply(&a), RF_RELEASED));
+		tc_falloc(&a, &dst, ++request, 0, 1);
+		cr_assert(eq(int, error_of(&a), i & 2 ? 0 : EACCES), "allocate %s", name[i]);
+		if (i & 2)
+			cr_assert(eq(int, reply(&a), RF_RELEASED));
+	}
+	/* Each pair, the source under one key and the file under another. */
+	for (i = 0; i < 16; i++) {
+		for (k = 0; k < 4; k++) {
+			bool may = (!(k & 1) || i & 1) && (!(k & 2) || i & 8);
+
+			src = (struct tc_at){&s[i & 3].fid, name[i & 3], 0, k & 1};
+			dst = (struct tc_at){&s[i >> 2].fid, name[i >> 2], 5, k >> 1};
+			for (kind = RF_REMAP_CLONE; kind <= RF_REMAP_COPY; kind++) {
+				tc_remap(&a, &src, &dst, ++request, kind, 2);
+				/* Those that may are told that the file system does not. */
+				if (may && kind == RF_REMAP_COPY) {
+					cr_assert(eq(int, reply(&a), RF_APPLIED), "%u %u", i, k);
+					cr_assert(eq(u64, applied(&a)->off, 2));
+					cr_assert(eq(int, reply(&a), RF_RELEASED));
+				} else if (may) {
+					cr_assert(ne(int, error_of(&a), EACCES), "%u %u", i, k);
+				} else {
+					cr_assert(eq(int, error_of(&a), EACCES), "%u %u", i, k);
+				}
+			}
+		}
+	}
+	tc_close(&a);
+}
+
+/* A file that this key has not found, by a name that leads to another by now. */
+Test(server_key, source_that_was_not_found)
+{
+	struct tc_at src = {.path = "src", .key = 1}, dst = {.path = "f", .key = 2};
+	rf_status s, f;
+	struct tc a;
+
+	put_file("src", "source");
+	put_file("f", "hello");
+	tc_open(&a, sock, 1);
+	tc_key(&a, 1, "mine", "m");
+	tc_key(&a, 2, "other", "m");
+	a.key = 2;
+	s = tc_find(&a, "src", RF_LK_READ);
+	f = tc_find(&a, "f", RF_LK_WRITE);
+	src.fid = &s.fid;
+	dst.fid = &f.fid;
+	others_rename("src", "moved");
+	tc_remap(&a, &src, &dst, 1, RF_REMAP_COPY, 3);
+	cr_assert(eq(int, error_of(&a), ESTALE));
+	/* By its name it is found on the way. */
+	src.path = "moved";
+	tc_remap(&a, &src, &dst, 2, RF_REMAP_COPY, 3);
+	cr_assert(eq(int, reply(&a), RF_APPLIED));
+	cr_assert(eq(int, reply(&a), RF_RELEASED));
+	cr_assert(eq(str, (char *)get_file("f"), "soulo"));
 	tc_close(&a);
 }
 
@@ -559,6 +654,43 @@ Test(server_gate, revoked_while_queued)
 }
 
 /* The connection is lost while requests queue: they are done, under the keys that they came with. */
+/* A copy waits for a store to its source; the key for the source is revoked meanwhile. */
+Test(server_gate, source_revoked_while_queued)
+{
+	struct tc_at src = {.path = "src", .key = 1}, dst = {.path = "f", .key = 2};
+	rf_status s, f;
+	struct tc a;
+
+	put_file("src", "source");
+	put_file("f", "hello");
+	tc_open(&a, sock, 1);
+	tc_key(&a, 1, "mine", "m");
+	tc_key(&a, 2, "other", "m");
+	a.key = 1;
+	s = tc_find(&a, "src", RF_LK_READ);
+	a.key = 2;
+	tc_find(&a, "src", RF_LK_WRITE);
+	f = tc_find(&a, "f", RF_LK_WRITE);
+	src.fid = &s.fid;
+	dst.fid = &f.fid;
+	gate->shut = 1;
+	tc_store(&a, &s.fid, "src", 1, 0, "1", false);
+	tc_remap(&a, &src, &dst, 2, RF_REMAP_COPY, 3);
+	tc_store(&a, &f.fid, "f", 3, 4, "3", false);
+	tc_store(&a, &s.fid, "src", 4, 1, "4", false);
+	wait_entered(1);
+	put_key("mine", "secret m\nrevoked\n");
+	hangup(&a);
+	gate->shut = 0;
+	cr_assert(eq(int, reply(&a), RF_APPLIED));
+	cr_assert(eq(int, reply(&a), RF_RELEASED));
+	ERROR(&a, EKEYREVOKED);
+	cr_assert(eq(int, reply(&a), RF_APPLIED));
+	while (strcmp(get_file("f"), "hell3") != 0 || strcmp(get_file("src"), "14urce") != 0)
+		cr_assert(ne(int, reply(&a), 0));
+	tc_close(&a);
+}
+
 Test(server_gate, lost_connection_keeps_its_keys)
 {
 	struct tc a;

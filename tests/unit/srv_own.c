@@ -82,7 +82,7 @@ bool setup_disk(const char *fs)
 		return false;
 	tmp = open("/tmp", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	fd = mkstemp(img);
-	cr_assert(tmp >= 0 && fd >= 0 && !ftruncate(fd, 320 << 20));
+	cr_assert(tmp >= 0 && fd >= 0 && !ftruncate(fd, 600 << 20));
 	close(fd);
 	snprintf(cmd, sizeof(cmd),
 		 "PATH=$PATH:/usr/sbin:/sbin; mkfs.%s -q %s && mount -o loop %s /tmp", fs, img,
