@@ -76,7 +76,9 @@ enum {
 	STORE_UNDO_BYTES = 1, /* put back range[] from data, the last first; cut to size */
 	STORE_UNDO_APPEND,    /* data was being appended at size: cut to size */
 	STORE_UNDO_FINISH,    /* fallocate range[] by mode, cut to size: done */
-	STORE_UNDO_SHIFT, /* collapse, insert: done if the file has `end` bytes, not if `size` */
+	/* collapse, insert: done if the file has `end` bytes, not if `size`.  range[0]: nothing was there
+	 * before an insertion, and behind it something; if that has not moved it is cut to size */
+	STORE_UNDO_SHIFT,
 	STORE_UNDO_REMAP /* remap (mode: RF_REMAP_*) range[1] of src to range[0]: done.  data: its path */
 };
 #define STORE_UNDO_DATA ((size_t)1 << 20) /* == RF_MAX_DATA */

@@ -646,7 +646,7 @@ static void fill_blocks(const char *name, size_t n, unsigned char first)
 }
 
 /* Done and not remembered, or not begun: the size says which.  Done once, whichever it was. */
-static void shifted(const char *fs, int how, int mode)
+static void shifted(const char *fs, int how, int mode, bool grown)
 {
 	const struct tc_at where = {.path = "f", .off = DEADLY};
 	const bool insert = mode == FALLOC_FL_INSERT_RANGE;
@@ -666,6 +666,8 @@ static void shifted(const char *fs, int how, int mode)
 	tc_falloc(&a, &there, 7, mode, 0x2000);
 	EXPECT(&a, -1);
 	tc_close(&a);
+	if (grown)
+		cr_assert(not(truncate(at("f"), N * 4096 + 0x2000)));
 	next_server();
 	size = content(buf, BUF);
 	cr_assert(eq(i64, size, N * 4096 + (how == AT_CALL ? 0 : insert ? 0x2000 : -0x2000)));
@@ -683,27 +685,33 @@ static void shifted(const char *fs, int how, int mode)
 
 Test(crash, collapse_not_begun)
 {
-	shifted("ext4", AT_CALL, FALLOC_FL_COLLAPSE_RANGE);
+	shifted("ext4", AT_CALL, FALLOC_FL_COLLAPSE_RANGE, false);
 }
 
 Test(crash, collapse_done)
 {
-	shifted("ext4", AFTER_CHANGE, FALLOC_FL_COLLAPSE_RANGE);
+	shifted("ext4", AFTER_CHANGE, FALLOC_FL_COLLAPSE_RANGE, false);
 }
 
 Test(crash, insert_not_begun)
 {
-	shifted("ext4", AT_CALL, FALLOC_FL_INSERT_RANGE);
+	shifted("ext4", AT_CALL, FALLOC_FL_INSERT_RANGE, false);
+}
+
+/* As file systems leave it that have no space to split an extent. */
+Test(crash, insert_only_grown)
+{
+	shifted("ext4", AT_CALL, FALLOC_FL_INSERT_RANGE, true);
 }
 
 Test(crash, insert_done)
 {
-	shifted("ext4", AFTER_CHANGE, FALLOC_FL_INSERT_RANGE);
+	shifted("ext4", AFTER_CHANGE, FALLOC_FL_INSERT_RANGE, false);
 }
 
 Test(crash, insert_done_xfs)
 {
-	shifted("xfs", AFTER_CHANGE, FALLOC_FL_INSERT_RANGE);
+	shifted("xfs", AFTER_CHANGE, FALLOC_FL_INSERT_RANGE, false);
 }
 
 /* Zeros that make the file larger.  Not done again over what others stored since. */

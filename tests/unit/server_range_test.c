@@ -257,6 +257,78 @@ Test(server_range, modes_tmpfs)
 	all_modes("tmpfs");
 }
 
+/* ---- no space ---- */
+
+/* Whether the change was made; else why not. */
+static bool took(struct tc *a, u_int *err)
+{
+	int type;
+
+	while ((type = tc_recv(a, SOON)) == RF_BREAK)
+		tc_ack(a, br(a)->id);
+	*err = type == RF_ERROR ? a->msg.body.rf_body_u.error.err : 0;
+	if (type == RF_APPLIED)
+		EXPECT(a, RF_RELEASED);
+	return type == RF_APPLIED;
+}
+
+/* On a full disk: whole or not at all. */
+static void full(const char *type)
+{
+	static const struct {
+		int mode;
+		size_t off, len;
+	} t[] = {
+	    {0, 0, CAP},          {KEEP, 0, CAP},       {0, SIZE - 10, 20 * BLK},
+	    {ZERO, 4 * BLK, CAP}, {INSERT, BLK, BLK},   {INSERT, 2 * BLK, 16 * BLK},
+	    {COLLAPSE, BLK, BLK}, {PUNCH, 3 * BLK, 10},
+	};
+	struct tc_at where = {.path = "f"};
+	static struct model m;
+	off_t len = 1 << 30;
+	unsigned i, refused = 0;
+	struct tc a;
+	rf_status s;
+	u_int err;
+	int fd;
+
+	on(type);
+	model_fill(&m, SIZE, 1);
+	model_put(&m, "f");
+	tc_open(&a, sock, 1);
+	s = tc_find(&a, "f", RF_LK_READ | RF_LK_WRITE);
+	where.fid = &s.fid;
+	sync();
+	fd = open(at("rest"), O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+	for (i = 0; len >= 512; i++)
+		if (fallocate(fd, KEEP, (off_t)i << 30, len))
+			len /= 2;
+	close(fd);
+	for (i = 0; i < sizeof(t) / sizeof(*t); i++) {
+		where.off = t[i].off;
+		tc_falloc(&a, &where, i + 1, t[i].mode, t[i].len);
+		if (took(&a, &err))
+			model_falloc(&m, t[i].mode, t[i].off, t[i].len);
+		else
+			cr_assert(eq(u32, err, ENOSPC), "row %u on %s", i, type);
+		refused += err == ENOSPC;
+		same(&m, "f");
+	}
+	fprintf(stderr, "%s: %u refused\n", type, refused);
+	cr_assert(refused > 0);
+	tc_close(&a);
+}
+
+Test(server_range, full_ext4)
+{
+	full("ext4");
+}
+
+Test(server_range, full_xfs)
+{
+	full("xfs");
+}
+
 /* ---- clone, dedupe, copy ---- */
 
 static struct model from, to;

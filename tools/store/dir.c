@@ -1103,7 +1103,7 @@ static int dir_recover(struct store_vol *vol, const char *path, const struct sto
 		err = recover_append(fd, u, (uint64_t)st.st_size);
 		break;
 	case STORE_UNDO_SHIFT:
-		err = dir_recover_shift(u, (uint64_t)st.st_size);
+		err = dir_recover_shift(fd, u, (uint64_t)st.st_size);
 		break;
 	case STORE_UNDO_REMAP:
 		err = dir_recover_remap(vol, fd, u);

@@ -144,7 +144,7 @@ off_t dir_seek(struct store_file *file, const struct store_cred *cred, uint64_t 
 	       bool nowait);
 /* As recover() of store.h, for STORE_UNDO_FINISH, _SHIFT and _REMAP. */
 int dir_recover_finish(int fd, const struct store_undo *u, uint64_t size);
-int dir_recover_shift(const struct store_undo *u, uint64_t size);
+int dir_recover_shift(int fd, const struct store_undo *u, uint64_t size);
 int dir_recover_remap(struct store_vol *vol, int fd, const struct store_undo *u);
 
 /* Source: watch.c. */

@@ -9,9 +9,9 @@
  *
  * Whole or not at all.  What a file system refuses it refuses before the first block.  If it fails
  * later the change is torn: old blocks are gone; but for these: allocation is undone by putting
- * the size back, and an insertion that runs out of space has moved nothing yet (the one thing that
- * needs space, to split the extent at the offset, comes first) but the size.  A copy that
- * fails in the middle is shorter.
+ * the size back, what is to be zeroed is allocated beforehand, and an insertion that runs out of space
+ * has moved nothing yet (the one thing that needs space, to split the extent at the offset, comes
+ * first) but the size.  A copy that fails in the middle is shorter.
  *
  * Killed in the middle.  A dying thread finishes its system call first, and until then the state
  * file is locked, so a next server sees what the calls left:
@@ -19,7 +19,9 @@
  *	alloc, unshare		nothing but the size can be seen: put back (UNDO_BYTES)
  *	punch, zero		done again (UNDO_FINISH)
  *	collapse, insert	ext4 and xfs do not look for signals on their way, so it is done or
- *				not, which the size says (UNDO_SHIFT); it must not be done again
+ *				not, which the size says (UNDO_SHIFT); it must not be done again.
+ *				An insertion that is out of space by then has grown the file and
+ *				moved nothing: the first data behind the offset is where it was
  *	clone, copy		these do look for signals: done again (UNDO_REMAP).  The source is as it
  *				was: it is held like the file itself, and ranges that
  *				overlap in one file are refused
@@ -91,6 +93,7 @@ static void arm(struct dir_change *c)
 	struct store_undo *u = ch->undo;
 	const rf_range *r = ch->ranges;
 	uint64_t size = ch->before.size, end = r->off + r->len;
+	off_t data;
 
 	if (!u)
 		return;
@@ -101,6 +104,10 @@ static void arm(struct dir_change *c)
 		u->range[0] = *r;
 		dir_undo_arm(c, STORE_UNDO_FINISH, UINT64_MAX, 0, 0);
 	} else if (ch->mode == FALLOC_FL_INSERT_RANGE) {
+		/* Without any data nothing can be seen to move. */
+		data = lseek(c->fd, (off_t)r->off, SEEK_DATA);
+		u->nranges = data >= 0;
+		u->range[0] = (rf_range){r->off, (uint64_t)data - r->off};
 		dir_undo_arm(c, STORE_UNDO_SHIFT, size, size + r->len, 0);
 	} else if (ch->mode == FALLOC_FL_COLLAPSE_RANGE) {
 		dir_undo_arm(c, STORE_UNDO_SHIFT, size, size - r->len, 0);
@@ -125,21 +132,20 @@ static bool moved(const struct dir_change *c, struct store_attr *now)
 	       now->blocks != was->blocks || now->ctime != was->ctime;
 }
 
-/* The call failed with err: put back what can be. */
-static bool torn(const struct dir_change *c, int err)
+/* Mode failed with err: put back what can be. */
+static bool torn(const struct dir_change *c, int mode, int err)
 {
-	const struct store_change *ch = c->ch;
+	const bool space = err == -ENOSPC || err == -EDQUOT;
 	struct store_attr now = {0};
 
 	if (refused(err) || err == -EINVAL || !moved(c, &now))
 		return false;
-	if (shifts(ch->mode) &&
-	    (ch->mode != FALLOC_FL_INSERT_RANGE || (err != -ENOSPC && err != -EDQUOT)))
+	if (mode == FALLOC_FL_COLLAPSE_RANGE || (mode == FALLOC_FL_INSERT_RANGE && !space))
 		return true;
-	if (now.size != ch->before.size || !zeroes(ch->mode))
-		if (ftruncate(c->fd, (off_t)ch->before.size))
-			return true;
-	return zeroes(ch->mode);
+	if ((now.size != c->ch->before.size || !zeroes(mode)) &&
+	    ftruncate(c->fd, (off_t)c->ch->before.size))
+		return true;
+	return zeroes(mode);
 }
 
 int dir_fallocate(struct store_file *file, const struct store_cred *cred, struct store_change *ch,
@@ -147,7 +153,7 @@ int dir_fallocate(struct store_file *file, const struct store_cred *cred, struct
 {
 	const rf_range *r = ch->ranges;
 	struct dir_change c;
-	int err;
+	int mode, err;
 
 	if (ch->nranges != 1 || !r->len || r->len > INT64_MAX || r->off > INT64_MAX)
 		return -EINVAL;
@@ -161,9 +167,14 @@ int dir_fallocate(struct store_file *file, const struct store_cred *cred, struct
 	if (err)
 		return err;
 	arm(&c);
-	err = call(c.fd, ch->mode, r);
+	mode = ch->mode;
+	if (mode & FALLOC_FL_ZERO_RANGE && !file->vol->ram)
+		mode = FALLOC_FL_KEEP_SIZE;
+	err = call(c.fd, mode, r);
+	if (!err && mode != ch->mode)
+		err = call(c.fd, mode = ch->mode, r);
 	if (err)
-		ch->torn = torn(&c, err);
+		ch->torn = torn(&c, mode, err);
 	return dir_change_end(&c, true, err);
 }
 
@@ -390,11 +401,17 @@ int dir_recover_finish(int fd, const struct store_undo *u, uint64_t size)
 	return 1;
 }
 
-int dir_recover_shift(const struct store_undo *u, uint64_t size)
+int dir_recover_shift(int fd, const struct store_undo *u, uint64_t size)
 {
-	if (size == u->end)
+	const rf_range *hole = &u->range[0]; /* up to the first data, as it was */
+
+	if (size == u->size)
+		return 0;
+	if (size != u->end)
+		return -EEXIST;
+	if (!u->nranges || lseek(fd, (off_t)hole->off, SEEK_DATA) != (off_t)(hole->off + hole->len))
 		return 1;
-	return size == u->size ? 0 : -EEXIST;
+	return ftruncate(fd, (off_t)u->size) ? -errno : 0;
 }
 
 int dir_recover_remap(struct store_vol *vol, int fd, const struct store_undo *u)
