@@ -94,6 +94,10 @@ void page_mark_written(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t 
 /* Copy n bytes; stops at the first byte of src that faults as a hole or past EOF (src must be the
  * alias of a vnode).  Returns the bytes NOT copied.  dst may be any memory of the program. */
 size_t page_copy(void *dst, const void *src, size_t n);
+/* The same between memory of the program and ours; stops where a managed mapping has no page to give. */
+size_t page_copy_user(struct ctx *c, void *dst, const void *src, size_t n);
+/* Set by the handler when a page_copy of this thread stopped at a mapping, and not at an alias. */
+extern __thread bool page_copy_efault __attribute__((visibility("hidden")));
 
 /* ---- mappings (map.c): what mmap and friends do for managed descriptors ---- */
 

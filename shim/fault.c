@@ -446,7 +446,11 @@ static void chain(struct ctx *c, int sig, siginfo_t *si, void *ucv)
 		u.sa_handler(sig);
 }
 
-static bool fix_copy(struct ctx *c, siginfo_t *si, ucontext_t *uc)
+/*
+ * A touch that page_copy made: go on behind it.  mapping: of the program's memory, when it is known that
+ * it cannot be served; else only of an alias, where the byte that cannot be read stands still.
+ */
+static bool fix_copy(struct ctx *c, siginfo_t *si, ucontext_t *uc, bool mapping)
 {
 #if defined(__x86_64__)
 	greg_t *ip = &uc->uc_mcontext.gregs[REG_RIP];
@@ -456,14 +460,16 @@ static bool fix_copy(struct ctx *c, siginfo_t *si, ucontext_t *uc)
 	const uintptr_t at = (uintptr_t)*ip, src = (uintptr_t)uc->uc_mcontext.regs[1];
 #endif
 	const uintptr_t a = (uintptr_t)si->si_addr & ~(RF_PAGE_SIZE - 1);
+	struct map_entry e;
+	uint32_t seq;
 
-	(void)c;
 	if (at < (uintptr_t)page_copy_insn || at >= (uintptr_t)page_copy_end)
 		return false;
-	/* The destination may be managed memory of the program: that fault is resolved as any
-	 * other. The source stands still at the byte that cannot be read. */
-	if (a != (src & ~(RF_PAGE_SIZE - 1)))
+	/* Memory of the program, to or from which it copies: resolved as any other. */
+	if (!mapping && (a != (src & ~(RF_PAGE_SIZE - 1)) ||
+			 (map_hits(c, si->si_addr, 1) && map_find(c, a, &e, &seq))))
 		return false;
+	page_copy_efault = mapping;
 	*ip = (__typeof__(*ip))(uintptr_t)page_copy_end;
 	return true;
 }
@@ -501,7 +507,7 @@ static uintptr_t instruction(const ucontext_t *uc)
  * stripper can have put the page there meanwhile, and we are somewhere else.  So the touch runs
  * again; who is told of the same page at the same instruction is still there.
  */
-static void told_bad(struct ctx *c, const siginfo_t *si, ucontext_t *uc)
+static void told_bad(struct ctx *c, siginfo_t *si, ucontext_t *uc)
 {
 	static __thread struct {
 		const void *page;
@@ -515,6 +521,8 @@ static void told_bad(struct ctx *c, const siginfo_t *si, ucontext_t *uc)
 		return;
 	}
 	before.page = NULL;
+	if (fix_copy(c, si, uc, true))
+		return;
 	count(c, RF_R_FAULT_BAD);
 	report(c, (uintptr_t)si->si_value.sival_ptr, -si->si_errno, uc);
 	bus.si_addr = si->si_value.sival_ptr;
@@ -531,7 +539,7 @@ static void on_sigbus(int sig, siginfo_t *si, void *ucv)
 	sys_mask m;
 	int r;
 
-	if (si->si_code > 0 && fix_copy(c, si, uc))
+	if (si->si_code > 0 && fix_copy(c, si, uc, false))
 		return;
 	access_kind(uc, &write, &present);
 	r = -ENOENT;
@@ -546,7 +554,7 @@ static void on_sigbus(int sig, siginfo_t *si, void *ucv)
 		count(c, !write ? RF_R_FAULT_READ : present ? RF_R_FAULT_WP : RF_R_FAULT_WRITE);
 		r = fault_resolve(c, addr, write, present, m);
 	}
-	if (r) {
+	if (r && (r == -ENOENT || !fix_copy(c, si, uc, true))) {
 		if (r != -ENOENT) {
 			count(c, RF_R_FAULT_BAD);
 			report(c, addr, r, uc);

@@ -173,10 +173,10 @@ int io_newsize(struct ctx *c, struct file *f, uint64_t size)
 /*
  * [off, off + n) lies in pages from `page`, at most RUN; all words cached, none changed while the
  * bytes were copied.  gen: read_gen from before EOF was looked at.  Returns the bytes that are good,
- * from the start.
+ * from the start.  *room: at most so many fit, dst is no memory behind them.
  */
 static size_t copy_run(struct ctx *c, struct vnode *vn, uint32_t gen, char *dst, uint64_t off,
-		       size_t n)
+		       size_t n, size_t *room)
 {
 	const struct rf_vnode *st = atomic_load_explicit(&vn->st, memory_order_acquire);
 	uint64_t page = off >> RF_PAGE_SHIFT, seen[RUN + 1];
@@ -194,7 +194,12 @@ static size_t copy_run(struct ctx *c, struct vnode *vn, uint32_t gen, char *dst,
 		return 0;
 	if (good < pages)
 		n = (size_t)(((page + good) << RF_PAGE_SHIFT) - off);
+	page_copy_efault = false;
 	left = page_copy(dst, atomic_load_explicit(&vn->alias, memory_order_acquire) + off, n);
+	if (left && page_copy_efault) {
+		*room = n - left;
+		return 0;
+	}
 	atomic_thread_fence(memory_order_acquire);
 	for (uint32_t i = 0; i < good; i++) {
 		uint64_t w = atomic_load_explicit(&word[i], memory_order_relaxed);
@@ -217,7 +222,7 @@ static ssize_t read_at(struct ctx *c, struct file *f, char *dst, size_t n, uint6
 		       bool nowait)
 {
 	struct vnode *vn = atomic_load_explicit(&f->vn, memory_order_relaxed);
-	size_t done = 0;
+	size_t done = 0, room = SIZE_MAX;
 	int r = 0;
 
 	for (uint32_t tries = 0; done < n; tries++) {
@@ -234,7 +239,13 @@ static ssize_t read_at(struct ctx *c, struct file *f, char *dst, size_t n, uint6
 		r = vnode_cover(c, vn, RF_PAGES(at + len));
 		if (r && r != -EAGAIN)
 			break;
-		got = r ? 0 : copy_run(c, vn, gen, dst + done, at, len);
+		got = r ? 0 : copy_run(c, vn, gen, dst + done, at, len, &room);
+		if (room != SIZE_MAX && !got) { /* what it has room for, then no more */
+			n = done + room;
+			room = SIZE_MAX;
+			r = n ? 0 : -EFAULT;
+			continue;
+		}
 		if (got) {
 			done += got;
 			tries = 0;
@@ -445,14 +456,19 @@ struct source {
 	size_t at;
 };
 
-static void take(struct source *s, char *buf, size_t n)
+/* Bytes taken: fewer than n if a mapping has no page to give. */
+static size_t take(struct ctx *c, struct source *s, char *buf, size_t n)
 {
+	const size_t all = n;
+
 	while (n) {
-		size_t len = s->iov->iov_len - s->at;
+		size_t len = s->iov->iov_len - s->at, left;
 
 		if (len > n)
 			len = n;
-		memcpy(buf, (const char *)s->iov->iov_base + s->at, len);
+		left = page_copy_user(c, buf, (const char *)s->iov->iov_base + s->at, len);
+		if (left)
+			return all - n + (len - left);
 		buf += len;
 		n -= len;
 		s->at += len;
@@ -461,6 +477,7 @@ static void take(struct source *s, char *buf, size_t n)
 			s->at = 0;
 		}
 	}
+	return all;
 }
 
 static ssize_t write_at(struct ctx *c, struct file *f, struct source *s, size_t n, uint64_t off,
@@ -468,15 +485,23 @@ static ssize_t write_at(struct ctx *c, struct file *f, struct source *s, size_t 
 {
 	size_t done = 0;
 	uint32_t tries = 0;
-	ssize_t r = extend(c, f, off + n);
+	ssize_t r = 0;
 
 	while (!r && done < n) {
 		uint64_t at = off + done;
-		size_t len = CHUNK - (size_t)(at & (RF_PAGE_SIZE - 1));
+		size_t len = CHUNK - (size_t)(at & (RF_PAGE_SIZE - 1)), got;
 
 		if (len > n - done)
 			len = n - done;
-		take(s, buf, len);
+		got = take(c, s, buf, len);
+		if (got < len)
+			n = done + got;
+		if (!got)
+			return done ? (ssize_t)done : -EFAULT;
+		len = got;
+		r = extend(c, f, off + n);
+		if (r)
+			break;
 		while ((r = write_chunk(c, f, buf, len, at)) == -ENXIO) {
 			r = tries++ < TRIES ? extend(c, f, at + len) : -EIO;
 			if (r)
@@ -503,7 +528,7 @@ static ssize_t append(struct ctx *c, struct file *f, int fd, struct source *s, s
 
 	while (done < n) {
 		const uint64_t arg[4] = {durable ? RF_FLUSH_DURABLE : 0}, size = size_of(vn);
-		size_t len = n - done < RF_APPEND_MAX ? n - done : RF_APPEND_MAX;
+		size_t len = n - done < RF_APPEND_MAX ? n - done : RF_APPEND_MAX, got;
 		int64_t end = io_limit(size, size + len);
 
 		if (end < 0) {
@@ -511,7 +536,14 @@ static ssize_t append(struct ctx *c, struct file *f, int fd, struct source *s, s
 			break;
 		}
 		len = (size_t)((uint64_t)end - size);
-		take(s, buf, len);
+		got = take(c, s, buf, len);
+		if (!got) {
+			r = -EFAULT;
+			break;
+		}
+		if (got < len)
+			n = done + got;
+		len = got;
 		r = agent_request(c, RF_OP_APPEND, vn->id, file_key(f), arg, buf, len, ret,
 				  sys_getmask());
 		if (r)

@@ -190,6 +190,17 @@ void page_mark_written(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t 
 	atomic_fetch_or_explicit(&c->twins->owner[t], RF_TWIN_MARKED, memory_order_release);
 }
 
+__thread bool page_copy_efault;
+
+size_t page_copy_user(struct ctx *c, void *dst, const void *src, size_t n)
+{
+	if (__builtin_expect(!map_hits(c, dst, n) && !map_hits(c, src, n), 1)) {
+		memcpy(dst, src, n);
+		return 0;
+	}
+	return page_copy(dst, src, n);
+}
+
 /*
  * `rep movsb` keeps its progress in registers: the handler, on a fault in the alias while the
  * instruction pointer is here, jumps to page_copy_end, and rcx says what is left.

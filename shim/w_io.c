@@ -89,15 +89,20 @@ static size_t iov_bytes(const struct iovec *iov, int cnt)
 	return n;
 }
 
-static void scatter(const struct iovec *iov, const char *src, size_t n)
+/* False, and EFAULT: part of it has no place to go, and is lost. */
+static bool scatter(struct ctx *c, const struct iovec *iov, const char *src, size_t n)
 {
 	for (; n; iov++) {
 		size_t len = iov->iov_len < n ? iov->iov_len : n;
 
-		memcpy(iov->iov_base, src, len);
+		if (page_copy_user(c, iov->iov_base, src, len)) {
+			errno = EFAULT;
+			return false;
+		}
 		src += len;
 		n -= len;
 	}
+	return true;
 }
 
 /* The value of `call`, which receives into b_[0], then in the place of iov. */
@@ -109,9 +114,10 @@ static void scatter(const struct iovec *iov, const char *src, size_t n)
 		errno = b_->iov_base ? errno : ENOMEM;                                             \
 		if (b_->iov_base) {                                                                \
 			r_ = (call);                                                               \
-			if (r_ > 0)                                                                \
-				scatter(iov, b_->iov_base,                                         \
-					(size_t)r_ < b_->iov_len ? (size_t)r_ : b_->iov_len);      \
+			if (r_ > 0 &&                                                              \
+			    !scatter(c, iov, b_->iov_base,                                         \
+				     (size_t)r_ < b_->iov_len ? (size_t)r_ : b_->iov_len))         \
+				r_ = -1;                                                           \
 			io_buf_put(b_->iov_base, b_->iov_len);                                     \
 		}                                                                                  \
 		r_;                                                                                \
