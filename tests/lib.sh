@@ -254,12 +254,12 @@ agent_pid() {
 	return 1
 }
 
-# worker NAME HOST: an obedient program (tests/prog/worker.c) on A, B, ..., rawA, rawB, ...
+# worker NAME HOST [ARGUMENT]: an obedient program (tests/prog/worker.c, or WORKER) on A, B, ..., rawA, ...
 worker() {
 	local name=$1 in out
 	rm -f "$T/$name.in" "$T/$name.out"
 	mkfifo "$T/$name.in" "$T/$name.out"
-	"$T/$2" "$BIN/tests/worker" <"$T/$name.in" >"$T/$name.out" 2>>"$T/$name.err" &
+	"$T/$2" "$BIN/tests/${WORKER:-worker}" ${3:+"$3"} <"$T/$name.in" >"$T/$name.out" 2>>"$T/$name.err" &
 	WPID[$name]=$!
 	exec {in}>"$T/$name.in" {out}<"$T/$name.out"
 	TO[$name]=$in
