@@ -143,6 +143,12 @@
 	X(int, posix_fallocate, (int fd, off_t off, off_t len))                                    \
 	X(int, posix_fallocate64, (int fd, off_t off, off_t len))
 
+/* advice about files: w_advise.c */
+#define REAL_ADVISE(X)                                                                             \
+	X(int, posix_fadvise, (int fd, off_t off, off_t len, int advice))                          \
+	X(int, posix_fadvise64, (int fd, off_t off, off_t len, int advice))                        \
+	X(ssize_t, readahead, (int fd, off64_t off, size_t n))
+
 /* locks: w_lock.c; fcntl's: w_fd.c */
 #define REAL_LOCK(X)                                                                               \
 	X(int, flock, (int fd, int op))                                                            \
@@ -213,7 +219,8 @@
 	REAL_IO(X)                                                                                 \
 	REAL_COPY(X)                                                                               \
 	REAL_STAT(X)                                                                               \
-	REAL_SYNC(X) REAL_LOCK(X) REAL_NAME(X) REAL_STDIO(X) REAL_MMAP(X) REAL_SIGNAL(X)
+	REAL_SYNC(X)                                                                               \
+	REAL_ADVISE(X) REAL_LOCK(X) REAL_NAME(X) REAL_STDIO(X) REAL_MMAP(X) REAL_SIGNAL(X)
 
 /* NOLINTBEGIN(bugprone-macro-parentheses): types and names cannot be */
 struct real {

@@ -69,8 +69,8 @@ enum rf_op {
 	/* The program closed its last use of the vnode and gives back arg0 RF_OP_OPEN replies (an
 	 * open that is under way in another thread keeps it held).  No answer. */
 	RF_OP_CLOSE = 9,
-	/* For `refault`: variable part: a word ("status", "ping", "stop").  Answer: text packets on
-	 * the same socket, then end of file. */
+	/* For `refault`: variable part: a word ("status", "ping", "stop"; "invalidate" goes on, see
+	 * struct rf_inval).  Answer: text packets on the same socket, then end of file. */
 	RF_OP_INFO = 10,
 	/* A fork child holds the vnode that its parent opened: count arg0 opens for it. -ESTALE:
 	   gone. */
@@ -80,7 +80,8 @@ enum rf_op {
 	RF_OP_NAMELESS = 12,
 	/* Take pages [arg0, arg0 + arg1) (arg1 0: all) out of the cache and out of every program, to be
 	 * validated and fetched anew.  arg2: RF_INVAL_*.  ret0: pages that stay, because they are dirty,
-	 * pinned, or hold synchronisation objects. */
+	 * pinned, or hold synchronisation objects.  What is on its way to the server when DISCARD comes
+	 * may still arrive there, and then shows again. */
 	RF_OP_INVALIDATE = 13,
 	/*
 	 * Clone, dedupe or copy within one volume.  vnode and key: the destination; arg0: rf_remap_arg;
@@ -101,6 +102,20 @@ enum {
 	RF_INVAL_FLUSH = 1,   /* write back first; programs' stores wait meanwhile */
 	RF_INVAL_DISCARD = 2, /* dirty pages go, too, and what was stored is lost */
 };
+/*
+ * RF_OP_INFO "invalidate", a NUL, this, then what is to be invalidated: `files` pairs of uint64_t, device
+ * and inode as programs see them; or (files 0) the name of an export and, each for itself or all that is
+ * below it, names in it as the server knows them (none: all of it), each ended by a NUL.
+ *
+ * The answer, for each of them that is held here: "INDEX PAGES ERRNO PATH" and a NUL: the index of what
+ * was asked for, the pages that stay, 0 or why it was not done to the end, its name at the server; and
+ * at the end "done".
+ */
+struct rf_inval {
+	uint32_t flags; /* RF_INVAL_* */
+	uint32_t files;
+};
+
 enum { RF_KIND_CLONE = 1, RF_KIND_DEDUPE = 2, RF_KIND_COPY = 3 }; /* as RF_REMAP_* on the wire */
 
 static inline uint64_t rf_remap_arg(uint32_t vnode, uint32_t key, uint32_t kind)

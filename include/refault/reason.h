@@ -34,6 +34,7 @@
 	X(IN_PLACE, "in-place", "break whose bytes were stored in place")                          \
 	X(MERGE, "merge", "dirty page merged with the server's")                                   \
 	X(DROP, "drop", "clean page dropped")                                                      \
+	X(INVALIDATE, "invalidate", "file, or range of one, that a program or a user had dropped") \
 	X(EXCISE, "excise", "page dropped because its write-back was rejected")                    \
 	X(FETCH, "fetch", "fetch_data sent")                                                       \
 	X(FETCH_PAGE, "fetch-page", "page filled")                                                 \

@@ -140,8 +140,7 @@ void ag_page_theirs(struct ag_vnode *vn, uint64_t page, const void *bytes, uint3
 
 /* ---- words of pages that go ---- */
 
-/* Clean pages of [first, end), at most max of them; pages with SYNC are never punched. */
-static void take_clean(struct ag_task *t, uint64_t first, uint64_t end, uint64_t max)
+void ag_take_clean(struct ag_task *t, uint64_t first, uint64_t end, uint64_t max)
 {
 	struct ag_vnode *vn = t->vn;
 	struct ag_scan s = ag_scan(vn, first, ag_min(end, ag_vn_pages(vn)));
@@ -159,8 +158,7 @@ static void take_clean(struct ag_task *t, uint64_t first, uint64_t end, uint64_t
 	}
 }
 
-/* Whatever state it is in, this page goes; true if it could be taken. */
-static bool take_any(struct ag_task *t, uint64_t page)
+bool ag_take_any(struct ag_task *t, uint64_t page)
 {
 	struct ag_vnode *vn = t->vn;
 	rf_word *word = &vn->word[page];
@@ -194,7 +192,7 @@ static void gone(struct ag_vnode *vn, uint64_t first, uint64_t end)
 	}
 }
 
-static void all_gone(struct ag_task *t)
+void ag_all_gone(struct ag_task *t)
 {
 	for (size_t i = 0; i < t->nruns; i++)
 		gone(t->vn, t->run[i].page, t->run[i].page + t->run[i].n);
@@ -213,14 +211,14 @@ static void evict(struct ag_task *t)
 	struct ag_scan s = ag_scan(vn, t->page, ag_min(t->end, RF_PAGES(size)));
 	uint64_t page;
 
-	take_clean(t, t->page, ag_min(t->end, RF_PAGES(size)), UINT64_MAX);
+	ag_take_clean(t, t->page, ag_min(t->end, RF_PAGES(size)), UINT64_MAX);
 	while (ag_scan_next(&s, &page)) {
 		const uint64_t w = atomic_load(&vn->word[page]);
 
 		if (rf_w_state(w) == RF_PG_EMPTY ||
 		    (rf_w_state(w) == RF_PG_WRITEBACK && !ag_w_twinned(w)))
 			continue;
-		if (vn->frozen && ag_pinned_long(vn, page) && take_any(t, page))
+		if (vn->frozen && ag_pinned_long(vn, page) && ag_take_any(t, page))
 			ag_task_punch(t, page, 1);
 		else
 			t->unsure = true;
@@ -254,7 +252,7 @@ static void size_begin(struct ag_task *t, uint64_t size)
 		bool safe = t->safe;
 
 		t->safe = true; /* truncating takes the pages from whoever uses them */
-		take_any(t, page);
+		ag_take_any(t, page);
 		t->safe = safe;
 	}
 	t->resize = true;
@@ -291,7 +289,7 @@ static void reval_worked(struct ag_task *t)
 	uint64_t page;
 
 	size_end(t);
-	all_gone(t);
+	ag_all_gone(t);
 	ag_vn_status(vn, &t->st);
 	if (failed) {
 		ag_task_end(t); /* no version: the next request tries again */
@@ -324,7 +322,7 @@ static void reval_locked(struct ag_task *t)
 
 	atomic_fetch_add(&vn->st->read_gen, 1);
 	t->err = 0;
-	take_clean(t, 0, UINT64_MAX, UINT64_MAX);
+	ag_take_clean(t, 0, UINT64_MAX, UINT64_MAX);
 	size_begin(t, size_of(vn, &t->st));
 	if (t->err) {
 		reval_worked(t);
@@ -345,7 +343,7 @@ static void strip_end(struct ag_task *t)
 {
 	struct ag_vnode *vn = t->vn;
 
-	all_gone(t);
+	ag_all_gone(t);
 	/* Programs that could not be stripped still see their dirty pages, and others their pinned
 	 * ones, which were dirty when they were left: merge before we say done. */
 	if (t->ack && (t->left || (!t->stripped && ag_vn_ndirty(vn)))) {
@@ -362,7 +360,7 @@ static void strip_done(struct ag_task *t)
 	if (!t->stripped) {
 		/* No co-operation: the clean pages go, which takes them out of every page table. */
 		atomic_fetch_add(&t->vn->st->read_gen, 1);
-		take_clean(t, 0, UINT64_MAX, UINT64_MAX);
+		ag_take_clean(t, 0, UINT64_MAX, UINT64_MAX);
 	}
 	ag_task_work(t, strip_end);
 }
@@ -462,7 +460,7 @@ static void punch(struct ag_task *t, uint64_t off, uint64_t end)
 	while (ag_scan_next(&s, &page)) {
 		if (rf_w_state(atomic_load(&vn->word[page])) == RF_PG_EMPTY)
 			continue;
-		if (!take_any(t, page)) {
+		if (!ag_take_any(t, page)) {
 			ag_page_zero(vn, page, 0, RF_PAGE_SIZE);
 			continue;
 		}
@@ -485,7 +483,7 @@ static void change_worked(struct ag_task *t)
 	bool failed = t->err != 0;
 
 	size_end(t);
-	all_gone(t);
+	ag_all_gone(t);
 	if (t->drop && ranges_dirty(t)) {
 		/* Dirtied while we came: it cannot be dropped, so this is a break like any other.
 		 */
@@ -547,8 +545,8 @@ static void change_locked(struct ag_task *t)
 		evict(t);
 	}
 	for (uint32_t i = 0; t->drop && i < t->nranges; i++)
-		take_clean(t, t->range[i].off >> RF_PAGE_SHIFT,
-			   RF_PAGES(t->range[i].off + t->range[i].len), UINT64_MAX);
+		ag_take_clean(t, t->range[i].off >> RF_PAGE_SHIFT,
+			      RF_PAGES(t->range[i].off + t->range[i].len), UINT64_MAX);
 	if (t->punch)
 		punch(t, t->range[0].off, ag_min(t->range[0].off + t->range[0].len, vn->size));
 	ag_task_work(t, change_worked);
@@ -594,7 +592,7 @@ void ag_step_change(struct ag_task *t)
 
 static void evict_worked(struct ag_task *t)
 {
-	all_gone(t);
+	ag_all_gone(t);
 	ag_vn_forget_version(t->vn);
 	ag_task_end(t);
 }
@@ -624,7 +622,7 @@ static void drop_worked(struct ag_task *t)
 		ag_vn_recount(t->vn);
 		t->vn->no_drop = ag_now() + AG_SEC;
 	}
-	all_gone(t);
+	ag_all_gone(t);
 	ag_task_end(t);
 }
 
@@ -632,9 +630,9 @@ void ag_step_drop(struct ag_task *t)
 {
 	t->err = 0;
 	atomic_fetch_add(&t->vn->st->read_gen, 1);
-	take_clean(t, t->page, UINT64_MAX, t->size);
+	ag_take_clean(t, t->page, UINT64_MAX, t->size);
 	if (!t->nruns && t->page)
-		take_clean(t, 0, t->page, t->size);
+		ag_take_clean(t, 0, t->page, t->size);
 	t->resize = false;
 	ag_task_work(t, drop_worked);
 }
@@ -644,7 +642,7 @@ void ag_step_drop(struct ag_task *t)
 static void excise_worked(struct ag_task *t)
 {
 	size_end(t);
-	all_gone(t);
+	ag_all_gone(t);
 	if (t->vn->wind && t->vn->size <= t->vn->ssize)
 		ag_vn_wind(t->vn, false);
 	ag_task_end(t);

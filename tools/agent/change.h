@@ -39,6 +39,16 @@ void ag_page_zero(struct ag_vnode *vn, uint64_t page, uint32_t from, uint32_t to
 /* The server's bytes [0, len) of a page, for one that is cached: stored in place, or merged. */
 void ag_page_theirs(struct ag_vnode *vn, uint64_t page, const void *bytes, uint32_t len);
 
+/*
+ * Pages that go, with their words WRITEBACK meanwhile: clean ones of [first, end), at most max of them
+ * (pages with SYNC are never punched), as runs of t; one page, whatever state it is in (true if it
+ * could be taken; ag_task_punch it).  After ag_task_work the words of all runs are EMPTY, and who
+ * waits for one is woken, by ag_all_gone.
+ */
+void ag_take_clean(struct ag_task *t, uint64_t first, uint64_t end, uint64_t max);
+bool ag_take_any(struct ag_task *t, uint64_t page);
+void ag_all_gone(struct ag_task *t);
+
 /* Whether a change can be made without a task that waits: bytes only, same size. */
 bool ag_change_in_place(const struct ag_task *t);
 

@@ -48,6 +48,8 @@ int ag_fetch_judge(struct ag_vnode *vn, const rf_status *st, const struct ag_cal
 {
 	uint64_t until = st->promise_ms ? c->sent_at + st->promise_ms * AG_MS : 0;
 
+	if (c->sent_at <= vn->anew)
+		return -1;
 	if (vn->dv && vn->dv == st->dv) {
 		ag_vn_status(vn, st);
 		if (until > vn->until || !ag_vn_valid(vn))
@@ -445,6 +447,11 @@ static uint64_t fetch_missing(struct ag_vnode *vn, uint64_t at, uint64_t end, un
 		at += k;
 	}
 	return at;
+}
+
+uint64_t ag_fetch_ahead(struct ag_vnode *vn, uint64_t at, uint64_t end)
+{
+	return fetch_missing(vn, at, end, UNDER_WAY_MAX);
 }
 
 /* Pages past the server's end of file. */

@@ -19,6 +19,9 @@ void ag_fetch_status(struct ag_vnode *vn);
  */
 int ag_fetch_pages(struct ag_vnode *vn, uint64_t first, uint64_t end, bool random);
 
+/* Readahead of [at, end), as far as calls may be under way: returns the end of what is. */
+uint64_t ag_fetch_ahead(struct ag_vnode *vn, uint64_t at, uint64_t end);
+
 /* What the vnode itself wants: pages to merge, validation that breaks wait for. */
 void ag_fetch_want(struct ag_vnode *vn);
 

@@ -200,6 +200,8 @@ static void make_loud(struct ag_op *op, uint32_t i)
 	const uint64_t w = op->page[i].word;
 	_Atomic uint8_t *mark = ag_twin_mark(vn->ag, w);
 
+	if (atomic_load(&vn->word[op->page[i].page]) != w)
+		return; /* cut off, or dropped: the twin is another page's by now */
 	if (mark)
 		ag_unmark_bits(mark, op->slot->bits[i]);
 	atomic_store(&vn->st->dirtied, 1);
@@ -252,10 +254,12 @@ void ag_op_undo(struct ag_op *op)
 	}
 }
 
-static void pages_applied(struct ag_op *op)
+/* False: one of its pages was dropped meanwhile, and what is there now is without the change. */
+static bool pages_applied(struct ag_op *op)
 {
 	struct ag_vnode *vn = op->vn;
 	struct ag *ag = vn->ag;
+	bool all = true;
 
 	for (uint32_t i = 0; i < op->npages; i++) {
 		struct ag_slot_page *p = &op->page[i];
@@ -263,15 +267,22 @@ static void pages_applied(struct ag_op *op)
 		const uint64_t w = ag_op_word(op, i);
 		void *twin = ag_twin(ag, w);
 
+		if (p->word == AG_SLOT_DONE)
+			continue;
 		if (rf_w_state(w) == RF_PG_WRITEBACK) {
 			if (ag_word_move(word, w, rf_w_clean(w, RF_PG_UPTODATE, 0)))
 				ag_twin_free(ag, rf_w_twin(w));
+			else
+				all = false;
 		} else if (twin && atomic_load(word) == w) {
 			ag_sent_arrived(&op->change, p->page, op->slot->bits[i], twin);
+		} else {
+			all = false;
 		}
 	}
 	atomic_signal_fence(memory_order_seq_cst);
 	op->slot->applied = 1;
+	return all;
 }
 
 /* ---- answers ---- */
@@ -426,6 +437,21 @@ static void change_here(struct ag_op *op, const rf_applied *a)
 	ag_task_post_front(t);
 }
 
+/* A STORE has arrived of which pages were dropped here (truncated, discarded): they go once more. */
+static void drop_here(struct ag_op *op, const rf_applied *a)
+{
+	struct ag_task *t = ag_task_new(op->vn, ag_step_change);
+
+	t->have_st = true;
+	t->st = a->status;
+	t->dv_before = a->dv_before;
+	t->repeat = op->again;
+	t->drop = true;
+	t->nranges = op->change.n;
+	t->range = ag_memdup(op->change.range, op->change.n * sizeof(*t->range));
+	ag_task_post_front(t);
+}
+
 static void op_applied(struct ag_op *op, const rf_applied *a)
 {
 	struct ag_vnode *vn = op->vn;
@@ -457,7 +483,10 @@ static void op_applied(struct ag_op *op, const rf_applied *a)
 		vn->batch = vn->batch < AG_JOURNAL_PAGES ? 2 * vn->batch : 0;
 	for (uint32_t i = 0; vn->target && i < op->npages; i++)
 		spoiled |= ag_fetch_to_merge(vn, op->page[i].page);
-	pages_applied(op);
+	if (!pages_applied(op)) {
+		drop_here(op, a);
+		return;
+	}
 	if (vn->dv && vn->dv == a->dv_before) {
 		ag_vn_status(vn, &a->status);
 		ag_vn_set_dv(vn, a->status.dv);

@@ -463,6 +463,22 @@ uint32_t ag_stat_find(struct rf_host *host, uint64_t dev, uint64_t ino, uint32_t
 	return free;
 }
 
+uint32_t ag_stat_look(struct rf_host *host, uint64_t dev, uint64_t ino)
+{
+	uint32_t at = rf_stat_hash(dev, ino);
+
+	for (uint32_t k = 0; k < RF_STAT_BUCKETS; k++, at = (at + 1) & (RF_STAT_BUCKETS - 1)) {
+		const struct rf_stat_entry *e = &host->stat[at];
+		const uint32_t v = atomic_load(&e->vnode);
+
+		if (!v)
+			break;
+		if (v != RF_STAT_TOMB && atomic_load(&e->dev) == dev && atomic_load(&e->ino) == ino)
+			return v;
+	}
+	return 0;
+}
+
 void ag_stat_write(struct rf_host *host, uint32_t i, uint32_t vnode, const struct ag_stat *st)
 {
 	struct rf_stat_entry *e = &host->stat[i];

@@ -113,6 +113,8 @@ struct ag_stat {
 };
 /* Entry for (dev, ino), made if there is none; UINT32_MAX: the table is full. */
 uint32_t ag_stat_find(struct rf_host *host, uint64_t dev, uint64_t ino, uint32_t vnode);
+/* The vnode of (dev, ino), or 0. */
+uint32_t ag_stat_look(struct rf_host *host, uint64_t dev, uint64_t ino);
 /* Both do nothing if the entry is another vnode's by now. */
 void ag_stat_write(struct rf_host *host, uint32_t i, uint32_t vnode, const struct ag_stat *st);
 void ag_stat_drop(struct rf_host *host, uint32_t i, uint32_t vnode);

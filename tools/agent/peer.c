@@ -3,7 +3,7 @@
  * peer.c - the listening socket, and connections until they are attached programs.
  *
  * The first packet decides: ATTACH makes a program of it (proc.c), INFO is answered in text packets
- * and closed.  Only our own user is let in.
+ * and closed, "invalidate" when all that it asks for is done.  Only our own user is let in.
  *
  * Counters: garbage.
  * Locks: none.
@@ -11,11 +11,13 @@
 #include "peer.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 
+#include "inval.h"
 #include "proc.h"
 
 #define PEERS_MAX 256u
@@ -24,6 +26,9 @@
 
 static void peer_free(struct ag_peer *p, bool close_fd)
 {
+	ag_req_forget_peer(p);
+	if (p->out)
+		fclose(p->out);
 	ag_io_del(p->io);
 	ag_list_del(&p->link);
 	if (close_fd)
@@ -58,8 +63,42 @@ static void send_text(struct ag_peer *p)
 	peer_free(p, true);
 }
 
+void ag_peer_tell(struct ag_peer *p, uint32_t index, uint64_t stay, int err, const char *path)
+{
+	fprintf(p->out, "%u %" PRIu64 " %d %s", index, stay, -err, path);
+	fputc(0, p->out);
+}
+
+void ag_peer_told(struct ag_peer *p)
+{
+	if (!ag_list_empty(&p->reqs))
+		return;
+	fputs("done", p->out);
+	if (fclose(p->out)) {
+		free(p->text);
+		p->text = NULL;
+	}
+	p->out = NULL;
+	p->since = ag_now();
+	send_text(p);
+}
+
+static void invalidate(struct ag_peer *p, const void *buf, size_t len)
+{
+	p->out = open_memstream(&p->text, &p->len);
+	if (!p->out) {
+		peer_free(p, true);
+		return;
+	}
+	if (ag_inval_peer(p, buf, len))
+		garbage(p, "asked for an invalidation of what makes no sense");
+	else
+		ag_peer_told(p);
+}
+
 static void info(struct ag_peer *p, const char *word, size_t len)
 {
+	static const char inval[] = "invalidate";
 	struct ag *ag = p->ag;
 	char buf[160];
 
@@ -79,6 +118,9 @@ static void info(struct ag_peer *p, const char *word, size_t len)
 		p->text = strdup(buf);
 		ag->stopping = true;
 		ag_timers(ag);
+	} else if (len >= sizeof(inval) && !memcmp(word, inval, sizeof(inval))) {
+		invalidate(p, word + sizeof(inval), len - sizeof(inval));
+		return;
 	} else {
 		garbage(p, "asked for something unknown");
 		return;
@@ -132,7 +174,7 @@ static void on_peer(void *arg, int events)
 	int fd[4];
 	ssize_t n;
 
-	if (p->text) {
+	if (p->text && !p->out) {
 		if (events & UV_WRITABLE)
 			send_text(p);
 		return;
@@ -140,7 +182,7 @@ static void on_peer(void *arg, int events)
 	n = ag_recv(p->fd, ag->packet, RF_REQ_MAX, fd, 4, &nfd);
 	if (n == -EAGAIN)
 		return;
-	if (n >= (ssize_t)sizeof(q)) {
+	if (n >= (ssize_t)sizeof(q) && !p->out) {
 		memcpy(&q, ag->packet, sizeof(q));
 		n -= (ssize_t)sizeof(q);
 		if (q.op == RF_OP_ATTACH && !n) {
@@ -157,7 +199,8 @@ static void on_peer(void *arg, int events)
 	if (n == 0 || n == -ECONNRESET)
 		peer_free(p, true);
 	else
-		garbage(p, "sent what is neither ATTACH nor INFO");
+		garbage(p, p->out ? "said more before it was answered"
+				  : "sent what is neither ATTACH nor INFO");
 }
 
 /* ---- the door ---- */
@@ -185,6 +228,7 @@ static void take(struct ag *ag, int fd)
 	p->fd = fd;
 	p->pid = cred.pid;
 	p->since = ag_now();
+	ag_list_init(&p->reqs);
 	p->io = ag_io_add(ag, fd, UV_READABLE, on_peer, p);
 	if (!p->io) {
 		close(fd);
@@ -200,7 +244,7 @@ void ag_peers_check(struct ag *ag)
 	struct ag_peer *p;
 
 	ag_for_each (p, &ag->peers, link)
-		if (ag_now() - p->since > SILENCE)
+		if (!p->out && ag_now() - p->since > SILENCE)
 			peer_free(p, true);
 }
 

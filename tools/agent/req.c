@@ -29,6 +29,7 @@
 #include "change.h"
 #include "fetch.h"
 #include "freeze.h"
+#include "inval.h"
 #include "key.h"
 #include "reject.h"
 #include "server.h"
@@ -37,31 +38,44 @@
 #define PATIENCE_MIN 20u  /* ms */
 #define PATIENCE_MAX 500u /* ms */
 #define REQS_MAX 4096u    /* of one program under way; it has RF_CELLS cells */
+#define AHEADS_MAX 32u    /* readaheads under way of one file; more advice is not taken */
 #define ANSWER_PAGES 256u /* a FAULT is answered when so many of its pages are there */
 
 /* ---- patience ---- */
 
-/* Requests that have waited long enough are looked at once more, and then say so. */
+/* Of these requests, those that have waited long enough are looked at once more, and then say so. */
+static void look_again(struct ag *ag, struct ag_list *reqs)
+{
+	struct ag_req *req, *part;
+
+	ag_for_each (req, reqs, by_proc) {
+		if (ag_now() - req->born < ag->conf->timeout_ns)
+			continue;
+		if (req->vn)
+			ag_vn_kick(req->vn);
+		for (uint32_t id = 1; req->parts && id <= ag->vnode_high; id++)
+			if (ag->vnode[id])
+				ag_for_each (part, &ag->vnode[id]->reqs, link)
+					if (part->parent == req)
+						ag_vn_kick(part->vn);
+	}
+}
+
 static void on_patience(uv_timer_t *h)
 {
 	struct ag *ag = h->data;
-	bool any = false;
+	struct ag_peer *peer;
 	struct ag_proc *p;
-	struct ag_req *req, *part;
+	bool any = false;
 
-	ag_for_each (p, &ag->procs, link)
-		ag_for_each (req, &p->reqs, by_proc) {
-			any = true;
-			if (ag_now() - req->born < ag->conf->timeout_ns)
-				continue;
-			if (req->vn)
-				ag_vn_kick(req->vn);
-			for (uint32_t id = 1; req->parts && id <= ag->vnode_high; id++)
-				if (ag->vnode[id])
-					ag_for_each (part, &ag->vnode[id]->reqs, link)
-						if (part->parent == req)
-							ag_vn_kick(part->vn);
-		}
+	ag_for_each (p, &ag->procs, link) {
+		any |= !ag_list_empty(&p->reqs);
+		look_again(ag, &p->reqs);
+	}
+	ag_for_each (peer, &ag->peers, link) {
+		any |= !ag_list_empty(&peer->reqs);
+		look_again(ag, &peer->reqs);
+	}
 	ag->look_shorts = true;
 	ag_settle(ag);
 	if (!any)
@@ -92,7 +106,7 @@ int ag_req_ready(struct ag_req *req, uint64_t op_seq, const char **why)
 
 /* ---- made and ended ---- */
 
-static struct ag_req *req_new(struct ag *ag, struct ag_proc *p, struct ag_vnode *vn)
+struct ag_req *ag_req_new(struct ag *ag, struct ag_proc *p, struct ag_vnode *vn)
 {
 	struct ag_req *req = ag_alloc(sizeof(*req));
 
@@ -111,10 +125,25 @@ static struct ag_req *req_new(struct ag *ag, struct ag_proc *p, struct ag_vnode 
 	return req;
 }
 
+struct ag_req *ag_req_by_peer(struct ag_peer *p, struct ag_vnode *vn, uint32_t index)
+{
+	struct ag_req *req = ag_req_new(p->ag, NULL, vn);
+
+	req->peer = p;
+	req->index = index;
+	ag_list_add(&p->reqs, &req->by_proc);
+	ag_list_add(&vn->reqs, &req->link);
+	patience(p->ag);
+	ag_vn_kick(vn);
+	return req;
+}
+
 static void req_free(struct ag_req *req)
 {
 	if (req->op)
 		req->op->req = NULL;
+	if (req->task)
+		req->task->req = NULL;
 	if (req->call)
 		req->call->arg = NULL;
 	if (req->vn && req->q.op == RF_OP_FLUSH) {
@@ -129,10 +158,9 @@ static void req_free(struct ag_req *req)
 	if (req->change)
 		ag_structural_free(req);
 	ag_list_del(&req->link);
-	if (req->proc) {
-		ag_list_del(&req->by_proc);
+	ag_list_del(&req->by_proc);
+	if (req->proc)
 		req->proc->nreqs--;
-	}
 	if (req->reply >= 0)
 		close(req->reply);
 	free(req->path);
@@ -146,7 +174,7 @@ static void part_done(struct ag_req *parent, int err)
 		parent->err = err;
 	if (--parent->parts)
 		return;
-	if (parent->change)
+	if (parent->vn)
 		ag_vn_kick(parent->vn);
 	else
 		ag_req_finish(parent, parent->err, 0);
@@ -155,10 +183,15 @@ static void part_done(struct ag_req *parent, int err)
 void ag_req_finish(struct ag_req *req, int err, uint64_t ret0)
 {
 	struct ag_req *parent = req->parent;
+	struct ag_peer *peer = req->peer;
 
 	if (req->proc)
 		ag_proc_answer(req->proc, req->q.cell, req->q.seq, err, ret0, 0);
+	if (peer)
+		ag_peer_tell(peer, req->index, ret0, err, req->vn->path);
 	req_free(req);
+	if (peer)
+		ag_peer_told(peer);
 	if (parent)
 		part_done(parent, err);
 }
@@ -188,6 +221,14 @@ void ag_req_forget_proc(struct ag_proc *p)
 	}
 }
 
+void ag_req_forget_peer(struct ag_peer *p)
+{
+	struct ag_req *req;
+
+	while ((req = ag_first(&p->reqs, struct ag_req, by_proc)))
+		req_free(req);
+}
+
 /* ---- FAULT ---- */
 
 static bool cached(const struct ag_vnode *vn, uint64_t first, uint64_t end)
@@ -211,6 +252,29 @@ static bool silent(const struct ag_vnode *vn)
 	return false;
 }
 
+/*
+ * Readahead, which nobody waits for: it goes on as long as there is something to ask for and somebody to
+ * ask, a few calls at a time.
+ */
+static int serve_ahead(struct ag_req *req)
+{
+	struct ag_vnode *vn = req->vn;
+	const uint64_t at = req->q.arg[0], pages = ag_min(RF_PAGES(vn->ssize), ag_vn_pages(vn));
+	const uint64_t end = at + ag_min(req->q.arg[1], pages - ag_min(at, pages));
+	const char *why;
+
+	if (at < end && ag_volume_ready(vn->vol, req->born, &why) > 0 &&
+	    !(silent(vn) && ag_overdue(vn->ag, req->born))) {
+		vn->key = req->q.key;
+		req->q.arg[0] = ag_fetch_ahead(vn, at, end);
+		req->q.arg[1] -= req->q.arg[0] - at;
+		if (req->q.arg[0] < end)
+			return 0;
+	}
+	ag_req_finish(req, 0, 0);
+	return 1;
+}
+
 /* 0: go on when something happens.  1: it was finished. */
 static int serve_fault(struct ag_req *req)
 {
@@ -223,6 +287,8 @@ static int serve_fault(struct ag_req *req)
 	bool valid = ag_vn_valid(vn);
 	int r;
 
+	if (req->q.arg[2] & RF_FAULT_NOWAIT)
+		return serve_ahead(req);
 	if (valid && first >= pages) {
 		ag_req_finish(req, -ENXIO, 0);
 		return 1;
@@ -409,7 +475,7 @@ void ag_reqs_op_lost(struct ag_vnode *vn, const struct ag_op *op)
 
 static struct ag_req *flush_new(struct ag_vnode *vn, struct ag_proc *p, const struct rf_req *q)
 {
-	struct ag_req *req = req_new(vn->ag, p, vn);
+	struct ag_req *req = ag_req_new(vn->ag, p, vn);
 
 	req->q = *q;
 	req->q.op = RF_OP_FLUSH;
@@ -457,7 +523,7 @@ void ag_flush_all_behind(struct ag *ag)
 /* Everything of this host, for sync(). */
 static void flush_all(struct ag *ag, struct ag_proc *p, const struct rf_req *q)
 {
-	struct ag_req *req = req_new(ag, p, NULL);
+	struct ag_req *req = ag_req_new(ag, p, NULL);
 	struct rf_req part = {.arg = {0, 0, q->arg[2] & RF_FLUSH_DURABLE, 0}};
 
 	req->q = *q;
@@ -486,7 +552,7 @@ uint32_t ag_twins_used(const struct ag *ag, uint32_t step)
 
 static void short_new(struct ag *ag, struct ag_proc *p, const struct rf_req *q)
 {
-	struct ag_req *req = req_new(ag, p, NULL);
+	struct ag_req *req = ag_req_new(ag, p, NULL);
 
 	req->q = *q;
 	req->freed = ag->twins_freed;
@@ -893,7 +959,7 @@ static const char *open_parse(struct ag_proc *p, const struct rf_req *q, void *v
 	addr[o->addr_len] = '\0';
 	memcpy(name, s + o->addr_len, o->name_len);
 	name[o->name_len] = '\0';
-	req = req_new(p->ag, p, NULL);
+	req = ag_req_new(p->ag, p, NULL);
 	req->q = *q;
 	req->q.key = key > 0 ? (uint32_t)key : 0;
 	req->open = *o;
@@ -939,6 +1005,9 @@ void ag_reqs_serve(struct ag_vnode *vn)
 		case RF_OP_APPEND:
 			serve_append(req);
 			break;
+		case RF_OP_INVALIDATE:
+			ag_inval_serve(req);
+			break;
 		default:
 			ag_structural_serve(req);
 			break;
@@ -972,6 +1041,23 @@ static int adopt(struct ag_proc *p, struct ag_vnode *vn, const struct rf_req *q)
 	ag_for_each (u, &vn->uses, by_vnode)
 		keys |= u->keys;
 	return ag_vn_use(vn, p, (uint32_t)ag_min(q->arg[0], 1u << 30), keys) ? 0 : -ENOMEM;
+}
+
+/* Goes on for nobody; not more than what would push itself out of the cache again. */
+static void ahead(struct ag_vnode *vn, const struct rf_req *q)
+{
+	struct ag_req *req;
+	unsigned n = 0;
+
+	ag_for_each (req, &vn->reqs, link)
+		n += req->q.op == RF_OP_FAULT && (req->q.arg[2] & RF_FAULT_NOWAIT);
+	if (n >= AHEADS_MAX)
+		return;
+	req = ag_req_new(vn->ag, NULL, vn);
+	req->q = *q;
+	req->q.arg[1] = ag_min(q->arg[1], vn->ag->budget / 8);
+	ag_list_add(&vn->reqs, &req->link);
+	ag_vn_kick(vn);
 }
 
 static void request(struct ag_proc *p, const struct rf_req *q, const void *var, size_t len)
@@ -1010,7 +1096,16 @@ static void request(struct ag_proc *p, const struct rf_req *q, const void *var, 
 		}
 		flush_new(vn, p, q);
 		return;
+	case RF_OP_FAULT:
+		if (!(q->arg[2] & RF_FAULT_NOWAIT))
+			break;
+		ag_proc_answer(p, q->cell, q->seq, 0, 0, 0);
+		ahead(vn, q);
+		return;
 	case RF_OP_INVALIDATE:
+		if (q->arg[2] & ~(uint64_t)RF_INVAL_DISCARD)
+			r = -EINVAL;
+		break;
 	case RF_OP_SEEK:
 		ag_proc_answer(p, q->cell, q->seq, -EOPNOTSUPP, 0, 0);
 		return;
@@ -1031,7 +1126,7 @@ static void request(struct ag_proc *p, const struct rf_req *q, const void *var, 
 		ag_proc_answer(p, q->cell, q->seq, r, 0, 0);
 		return;
 	}
-	req = req_new(p->ag, p, vn);
+	req = ag_req_new(p->ag, p, vn);
 	req->q = *q;
 	if (q->op == RF_OP_APPEND) {
 		req->data = ag_memdup(var, len);

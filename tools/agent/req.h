@@ -9,11 +9,12 @@
 
 struct ag_call;
 struct ag_hold;
+struct ag_peer;
 struct ag_structural;
 
 struct ag_req {
 	struct ag_list link;    /* vn->reqs, ag->opens or ag->shorts */
-	struct ag_list by_proc; /* proc->reqs */
+	struct ag_list by_proc; /* proc->reqs, peer->reqs */
 	struct ag *ag;
 	struct ag_proc *proc;
 	struct ag_vnode *vn; /* NULL for an OPEN that has not found it yet, and for FLUSH of all */
@@ -21,8 +22,9 @@ struct ag_req {
 	uint64_t born;
 	int err;
 
-	bool asked;       /* the first step is done */
-	struct ag_op *op; /* the one change that it waits for */
+	bool asked;           /* the first step is done */
+	struct ag_task *task; /* that it waits for */
+	struct ag_op *op;     /* the one change that it waits for */
 	uint64_t ret;
 
 	struct ag_structural *change; /* SETSIZE, FALLOC, REMAP */
@@ -44,14 +46,25 @@ struct ag_req {
 	struct rf_open open;
 	char *path;
 
+	/* INVALIDATE for the command */
+	struct ag_peer *peer;
+	uint32_t index; /* of what it asked for */
+
 	size_t len; /* APPEND */
 	unsigned char *data;
 };
 
+struct ag_req *ag_req_new(struct ag *ag, struct ag_proc *p, struct ag_vnode *vn);
+/* One of the command's, on the vnode's list. */
+struct ag_req *ag_req_by_peer(struct ag_peer *p, struct ag_vnode *vn, uint32_t index);
+/* Answer it, and free it. */
+void ag_req_finish(struct ag_req *req, int err, uint64_t ret0);
+
 /* A packet of a program; takes the descriptors. */
 void ag_req_packet(struct ag_proc *p, void *buf, size_t len, const int *fd, unsigned nfd);
-/* The program is gone. */
+/* The program is gone; the peer is. */
 void ag_req_forget_proc(struct ag_proc *p);
+void ag_req_forget_peer(struct ag_peer *p);
 
 /* Go on with what waits on this vnode; on an open. */
 void ag_reqs_serve(struct ag_vnode *vn);

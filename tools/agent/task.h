@@ -58,16 +58,18 @@ struct ag_task {
 	rf_range *range; /* own copy */
 	uint32_t nranges;
 	bool bytes, drop, punch, exact;
-	bool evict;  /* pages [page, end) go, they are at the server */
-	bool unsure; /* there are dirty ones among them: the version is not known */
-	bool repeat; /* st may be of long ago */
-	bool ack;    /* a break: acknowledge break_id at the end */
+	bool evict;   /* pages [page, end) go, they are at the server */
+	bool unsure;  /* there are dirty ones among them: the version is not known */
+	bool repeat;  /* st may be of long ago */
+	bool discard; /* dirty pages go, too */
+	bool ack;     /* a break: acknowledge break_id at the end */
 	uint64_t dv_before;
 	void *data; /* own copy */
 	size_t len;
 	uint64_t page, end;
 	struct ag_op *op;
 	struct ag_hold *hold; /* to be frozen */
+	struct ag_req *req;   /* waits for it */
 	void (*done)(struct ag_task *t);
 };
 

@@ -55,6 +55,7 @@ struct ag_vnode {
 	uint64_t *merge;
 	size_t nmerge;
 	uint64_t asked_at; /* the last STATUS */
+	uint64_t anew;     /* answers to what was asked before count for nothing */
 	uint64_t refused;  /* set of keys that did not do for want_valid */
 	unsigned asking;   /* STATUS calls under way */
 	bool want_valid;   /* validate though nobody asks: breaks wait for the merge */

@@ -1,0 +1,270 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * inval.c - bulk invalidation of a file.
+ *
+ * One task, in the manner of change.c: invalidate_lock; what is clean in the range is taken, in one pass
+ * over its words; one punch of each run; the promise is given up, so that whoever touches the file
+ * next asks the server, and no answer to a question of before counts.  If all of the file is meant its
+ * version is forgotten, too, so that what is dirty and stays is merged with what the server says then.
+ * A page that stays is still in page tables, where no promise would protect it: then the file is
+ * stripped.
+ *
+ * DISCARD takes dirty pages, too, as an excision does, but nobody is told of an error.  A STORE that
+ * is on its way then may still arrive: if it does, its ranges are dropped here once more (op.c), and
+ * it shows.  What was extended here and not sent is cut off.
+ *
+ * Each file is a request of its own, which needs that file alone: a volume can be invalidated while
+ * its files are opened, closed and flushed by whomever.
+ *
+ * Counters: invalidate, drop (change.c).
+ * Locks: invalidate_lock, exclusive, through ag_task_lock; page words by CAS.
+ */
+#include "inval.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "change.h"
+#include "pin.h"
+#include "server.h"
+
+/* ---- the task ---- */
+
+static bool whole(const struct ag_task *t)
+{
+	return !t->page && t->end == UINT64_MAX;
+}
+
+static uint64_t last(const struct ag_task *t)
+{
+	return ag_min(t->end, ag_vn_pages(t->vn));
+}
+
+static void inval_end(struct ag_task *t)
+{
+	struct ag_vnode *vn = t->vn;
+	struct ag_scan s = ag_scan(vn, t->page, last(t));
+	uint64_t page;
+
+	ag_all_gone(t);
+	if (t->left) { /* pinned pages are in page tables still: validate though nobody asks */
+		ag_vn_forget_version(vn);
+		vn->want_valid = true;
+	}
+	t->size = 0;
+	while (ag_scan_next(&s, &page))
+		t->size += rf_w_state(atomic_load(&vn->word[page])) != RF_PG_EMPTY;
+	ag_task_end(t);
+}
+
+/* Who could not be stripped sees no clean page any more: none is left. */
+static void inval_stripped(struct ag_task *t)
+{
+	t->err = 0;
+	if (!t->stripped || !t->safe) {
+		atomic_fetch_add(&t->vn->st->read_gen, 1);
+		ag_take_clean(t, 0, UINT64_MAX, UINT64_MAX);
+	}
+	ag_task_work(t, inval_end);
+}
+
+static void inval_worked(struct ag_task *t)
+{
+	ag_all_gone(t);
+	if (!t->err && t->vn->ncached && ag_vn_mapped(t->vn))
+		ag_task_strip(t, inval_stripped);
+	else
+		inval_end(t);
+}
+
+/* Dirty pages of [first, end) go, but for those that somebody is about to store to. */
+static void discard(struct ag_task *t, uint64_t first, uint64_t end)
+{
+	struct ag_vnode *vn = t->vn;
+	struct ag_scan s = ag_scan(vn, first, end);
+	uint64_t page;
+
+	while (ag_scan_next(&s, &page)) {
+		if (!ag_w_twinned(atomic_load(&vn->word[page])) || !ag_take_any(t, page))
+			continue;
+		ag_task_punch(t, page, 1);
+		ag_count(vn->ag, RF_R_DROP, 1);
+	}
+}
+
+/* Pages [first, end) go, but for those that are pinned: halve around them. */
+static void take(struct ag_task *t, uint64_t first, uint64_t end)
+{
+	bool own;
+
+	if (first >= end)
+		return;
+	if (ag_pins(t->vn, first, end, NULL, 0, &own)) {
+		const uint64_t mid = first + (end - first) / 2;
+
+		if (mid > first) {
+			take(t, first, mid);
+			take(t, mid, end);
+		}
+		return;
+	}
+	ag_take_clean(t, first, end, UINT64_MAX);
+	if (t->discard)
+		discard(t, first, end);
+}
+
+static void inval_locked(struct ag_task *t)
+{
+	struct ag_vnode *vn = t->vn;
+
+	atomic_fetch_add(&vn->st->read_gen, 1);
+	vn->anew = ag_now();
+	if (whole(t) || vn->target)
+		ag_vn_forget_version(vn);
+	take(t, t->page, last(t));
+	if (t->discard && t->end >= ag_vn_pages(vn) && vn->size > vn->ssize) {
+		ag_vn_wind(vn, true);
+		ag_excise(vn, 0, 0);
+	}
+	ag_task_work(t, inval_worked);
+}
+
+static void ag_step_invalidate(struct ag_task *t)
+{
+	ag_vn_unpromise(t->vn);
+	t->vn->epoch++;
+	atomic_thread_fence(memory_order_seq_cst);
+	ag_task_lock(t, inval_locked);
+}
+
+/* ---- the request ---- */
+
+static void inval_done(struct ag_task *t)
+{
+	struct ag_req *req = t->req;
+
+	if (!req)
+		return;
+	req->task = NULL;
+	req->err = t->err;
+	req->ret = t->size;
+}
+
+void ag_inval_serve(struct ag_req *req)
+{
+	const uint64_t first = req->q.arg[0], n = req->q.arg[1];
+	struct ag_task *t;
+
+	if (req->task)
+		return;
+	if (req->asked) {
+		ag_req_finish(req, req->err, req->ret);
+		return;
+	}
+	req->asked = true;
+	ag_count(req->ag, RF_R_INVALIDATE, 1);
+	t = ag_task_new(req->vn, ag_step_invalidate);
+	t->page = n ? first : 0;
+	t->end = n && n < UINT64_MAX - first ? first + n : UINT64_MAX;
+	t->discard = req->q.arg[2] & RF_INVAL_DISCARD;
+	t->done = inval_done;
+	t->req = req;
+	req->task = t;
+	ag_task_post(t);
+}
+
+/* ---- the command ---- */
+
+static void begin(struct ag_peer *p, struct ag_vnode *vn, uint32_t flags, uint32_t index)
+{
+	struct ag_req *req = ag_req_by_peer(p, vn, index);
+
+	req->q.op = RF_OP_INVALIDATE;
+	req->q.arg[2] = flags;
+}
+
+/* path is name, or below it; "": everything is. */
+static bool below(const char *path, const char *name)
+{
+	const size_t n = strlen(name);
+
+	return !n || (!strncmp(path, name, n) && (!path[n] || path[n] == '/'));
+}
+
+/* A NUL-terminated string of the packet that is no longer than most; NULL: there is none. */
+static const char *next_name(const char **s, size_t *len, size_t most)
+{
+	const char *name = *s, *end = memchr(name, 0, ag_min(*len, most + 1));
+
+	if (!end)
+		return NULL;
+	*len -= (size_t)(end + 1 - name);
+	*s = end + 1;
+	return name;
+}
+
+static void all_below(struct ag_peer *p, const char *volume, const char *name, uint32_t flags,
+		      uint32_t index)
+{
+	struct ag *ag = p->ag;
+
+	for (uint32_t id = 1; id <= ag->vnode_high; id++) {
+		struct ag_vnode *vn = ag->vnode[id];
+
+		if (vn && !strcmp(vn->vol->name, volume) && below(vn->path, name))
+			begin(p, vn, flags, index);
+	}
+}
+
+static int by_name(struct ag_peer *p, const char *s, size_t len, uint32_t flags)
+{
+	const char *volume = next_name(&s, &len, RF_MAX_NAME), *name, *names = s;
+	size_t left = len;
+	uint32_t index = 0;
+
+	if (!volume)
+		return -EINVAL;
+	while (left)
+		if (!next_name(&s, &left, RF_MAX_PATH))
+			return -EINVAL;
+	if (!len)
+		all_below(p, volume, "", flags, 0);
+	for (s = names; len; index++) {
+		name = next_name(&s, &len, RF_MAX_PATH);
+		all_below(p, volume, name, flags, index);
+	}
+	return 0;
+}
+
+static int by_inode(struct ag_peer *p, const void *buf, size_t len, uint32_t n, uint32_t flags)
+{
+	const char *s = buf;
+	uint64_t id[2]; /* dev, ino */
+
+	if (len != n * sizeof(id))
+		return -EINVAL;
+	for (uint32_t i = 0; i < n; i++) {
+		struct ag_vnode *vn;
+
+		memcpy(id, s + i * sizeof(id), sizeof(id));
+		vn = ag_vn_get(p->ag, ag_stat_look(p->ag->host, id[0], id[1]));
+		if (vn)
+			begin(p, vn, flags, i);
+	}
+	return 0;
+}
+
+int ag_inval_peer(struct ag_peer *p, const void *buf, size_t len)
+{
+	struct rf_inval i;
+
+	if (len < sizeof(i))
+		return -EINVAL;
+	memcpy(&i, buf, sizeof(i));
+	buf = (const char *)buf + sizeof(i);
+	len -= sizeof(i);
+	if (i.flags & ~(uint32_t)RF_INVAL_DISCARD)
+		return -EINVAL;
+	return i.files ? by_inode(p, buf, len, i.files, i.flags) : by_name(p, buf, len, i.flags);
+}
