@@ -545,6 +545,7 @@ static int dedupe_one(struct ctx *c, struct end *src, const struct file_dedupe_r
 static int dedupe(struct ctx *c, struct end *src, struct file_dedupe_range *a)
 {
 	uint64_t len = a->src_length < DEDUPE_MAX ? a->src_length : DEDUPE_MAX;
+	bool past; /* the server says what: EINVAL only if its file system can dedupe */
 	int r;
 
 	if (!readable(src) || a->reserved1 || a->reserved2)
@@ -556,7 +557,8 @@ static int dedupe(struct ctx *c, struct end *src, struct file_dedupe_range *a)
 	r = end_size(c, src);
 	if (r)
 		return r;
-	if (a->src_offset + a->src_length > src->size)
+	past = a->src_offset + a->src_length > src->size;
+	if (past && (!src->f || !a->dest_count))
 		return -EINVAL;
 	for (unsigned i = 0; i < a->dest_count; i++) {
 		a->info[i].bytes_deduped = 0;
@@ -564,7 +566,7 @@ static int dedupe(struct ctx *c, struct end *src, struct file_dedupe_range *a)
 	}
 	for (unsigned i = 0; i < a->dest_count; i++) {
 		r = dedupe_one(c, src, a, len, &a->info[i]);
-		if (r == -EOPNOTSUPP)
+		if (r == -EOPNOTSUPP || (past && r < 0))
 			return r;
 		a->info[i].status = r;
 	}

@@ -281,7 +281,10 @@ static ssize_t remap(unsigned kind, const struct span *s)
 	}
 }
 
-/* Of a source of that size: the part that there is.  -EINVAL if the kernel would say so. */
+/*
+ * Of a source of that size: the part that there is.  What the kernel refuses to clone or dedupe is
+ * left to it, for it asks first whether the file system can.
+ */
 static int clip(struct span *s, unsigned kind, bool same, uint64_t size)
 {
 	uint64_t rest = s->in_off < size ? size - s->in_off : 0;
@@ -293,10 +296,13 @@ static int clip(struct span *s, unsigned kind, bool same, uint64_t size)
 		s->len = s->len < RF_COPY_MAX ? s->len : RF_COPY_MAX;
 		return 0;
 	}
-	if (s->in_off > size)
-		return -EINVAL;
-	if (!s->len && kind == RF_REMAP_CLONE)
+	if (kind == RF_REMAP_CLONE && !s->len)
 		s->len = rest;
+	if (kind == RF_REMAP_DEDUPE && s->len > rest) { /* of this it does nothing */
+		s->in_off += rest;
+		s->out_off += rest;
+		s->len -= rest;
+	}
 	return 0;
 }
 
@@ -344,7 +350,7 @@ int dir_remap(struct store_file *file, const struct store_cred *cred, struct sto
 	s = (struct span){in->fd, c.fd, ch->src_off, r->off, r->len};
 	err = fstat(in->fd, &st) ? -errno : clip(&s, ch->kind, file == src, (uint64_t)st.st_size);
 	ch->off = 0;
-	if (err || !s.len) {
+	if (err || (!s.len && ch->kind != RF_REMAP_CLONE)) {
 		err = dir_change_end(&c, false, err);
 		goto out_in;
 	}
