@@ -86,6 +86,7 @@ int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t key, u
 /* -EHOSTDOWN, here, in slot_wait_lock and vnode_thaw: no agent is left that could end the wait. */
 int page_wait(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t seen);
 int page_reclaim(struct ctx *c, sys_mask mask);
+#define PAGE_RECLAIMS 100u /* in a row, in vain: those who hold the twins do not give them back (pins) */
 int page_flush_other(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t n, sys_mask mask);
 /* After pwrite() of [off, off+len) inside one page, slot still held: mark these bytes as
  * explicitly written, so that equal bytes are carried by the flush too. */
@@ -110,9 +111,9 @@ static inline bool map_hits(const struct ctx *c, const void *p, size_t n)
 }
 /* Touch every page of [p, p + n) that is in a managed mapping (write: as by a store, so that the
  * kernel may store there), so that a system call does not meet EFAULT.  Pages past EOF are left.
- * pins, if not NULL, gets pins on what is of shared mappings, taken first. */
+ * pins, if not NULL, gets pins on what is of shared mappings, taken first.  -errno: not all is there. */
 struct pin_call;
-void map_populate(struct ctx *c, const void *p, size_t n, bool write, struct pin_call *pins);
+int map_populate(struct ctx *c, const void *p, size_t n, bool write, struct pin_call *pins);
 
 /* ---- faults (fault.c), stripper (strip.c), fork (fork.c), log (log.c) ---- */
 

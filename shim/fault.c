@@ -198,6 +198,7 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 	sys_mask held;
 	uint32_t seq, key, n;
 	int r, asked = 0, others = 0;
+	uint32_t shorts = 0;
 	bool valid;
 
 	for (;;) {
@@ -306,7 +307,7 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 				return r;
 			continue;
 		}
-		if (r == -ENOMEM) { /* no twin free */
+		if (r == -ENOMEM && ++shorts < PAGE_RECLAIMS) { /* no twin free */
 			r = page_reclaim(c, mask);
 			if (r)
 				return r;

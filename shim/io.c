@@ -387,7 +387,7 @@ static ssize_t write_chunk(struct ctx *c, struct file *f, const char *buf, size_
 	const uint32_t pages = (uint32_t)(RF_PAGES(off + n) - page);
 	struct slot_ref slot;
 	uint64_t seen = 0, bad;
-	uint32_t tries = 0;
+	uint32_t tries = 0, shorts = 0;
 	ssize_t r;
 
 	for (;;) {
@@ -426,7 +426,7 @@ static ssize_t write_chunk(struct ctx *c, struct file *f, const char *buf, size_
 			r = page_wait(c, vn, bad, seen);
 		else if (r == -EINPROGRESS)
 			r = vnode_thaw(c, vn);
-		else if (r == -ENOMEM)
+		else if (r == -ENOMEM && shorts++ < PAGE_RECLAIMS)
 			r = page_reclaim(c, sys_getmask());
 		else if (r == -EFAULT)
 			r = agent_fault(c, vn, key, bad, 1, RF_FAULT_WRITE | RF_FAULT_RANDOM);

@@ -700,30 +700,33 @@ int map_msync(struct ctx *c, void *addr, size_t len, int flags)
 struct populate {
 	bool write;
 	struct pin_call *pins;
+	int err; /* of the first page that is not to be had */
 };
 
 static int populate_piece(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi,
 			  void *arg)
 {
-	const struct populate *p = arg;
+	struct populate *p = arg;
 	const bool write = p->write && (e->flags & RF_MAP_WRITE);
 	sys_mask m = sys_block_all(); /* as in the handler: a slot is held in there */
+	int r = 0;
 
 	if (p->pins && (e->flags & RF_MAP_SHARED))
 		pin_call_add(c, p->pins, e->l->vn, map_page(e, lo),
 			     map_page(e, hi - 1) - map_page(e, lo) + 1, m);
-	for (uintptr_t a = lo & ~(RF_PAGE_SIZE - 1); a < hi; a += RF_PAGE_SIZE)
-		if (fault_resolve(c, a, write, false, m))
-			break; /* past EOF, or not to be had: the kernel will say EFAULT */
+	for (uintptr_t a = lo & ~(RF_PAGE_SIZE - 1); a < hi && !r; a += RF_PAGE_SIZE)
+		r = fault_resolve(c, a, write, false, m);
 	sys_setmask(m);
+	p->err = p->err ? p->err : r; /* the kernel will say EFAULT, where it comes to that */
 	return 0;
 }
 
-void map_populate(struct ctx *c, const void *p, size_t n, bool write, struct pin_call *pins)
+int map_populate(struct ctx *c, const void *p, size_t n, bool write, struct pin_call *pins)
 {
-	struct populate arg = {write, pins};
+	struct populate arg = {write, pins, 0};
 
 	map_each(c, p, n, populate_piece, &arg);
+	return arg.err;
 }
 
 /* ---- fork ---- */

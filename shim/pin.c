@@ -11,7 +11,7 @@
  * refault_pin: the pin first, then its pages are made DIRTY one by one, and mapped: from then on they
  * stay DIRTY, for the agent keeps what is pinned so.  Made DIRTY before they were pinned, they could
  * be flushed in between.  It may not take all twins there are, or programs' stores would wait for
- * ever: at most PART of them; and it gives up if SHORT flushes have given it none.
+ * ever: at most PART of them; and it gives up if PAGE_RECLAIMS flushes have given it none.
  *
  * A private mapping's pages become the program's own copies, as they do for the kernel's own
  * long-term pins; the file and its agent have nothing to do with those.
@@ -30,7 +30,6 @@
 #define API __attribute__((visibility("default")))
 #define WAIT_DEFAULT 10000u /* ms */
 #define PART(ntwins) ((uint64_t)(ntwins) / 4 * 3)
-#define SHORT 100u
 #define TRIES 1000u
 
 /* glibc's, behind its older pthread_cleanup_push: what it names is also run by longjmp. */
@@ -404,7 +403,7 @@ static int dirty(struct ctx *c, const struct map_entry *e, uint64_t page, sys_ma
 		}
 		if (r == -EINPROGRESS)
 			r = vnode_thaw(c, vn);
-		else if (r == -ENOMEM && ++shorts < SHORT)
+		else if (r == -ENOMEM && ++shorts < PAGE_RECLAIMS)
 			r = page_reclaim(c, mask);
 		else if ((r == -EFAULT || r == -EAGAIN) && ++tries < TRIES)
 			r = agent_fault(c, vn, key, page, 1, 0);

@@ -55,13 +55,16 @@ static inline bool plain_iov(struct ctx *c, int fd, const struct iovec *iov, int
 
 #define POPULATE_TRIES 100
 
-/* What lies in managed mappings is there for the kernel to load (write: to store). */
-static void iov_populate(struct ctx *c, const struct iovec *iov, int cnt, bool write,
+/* What lies in managed mappings is there for the kernel to load (write: to store): true if all is. */
+static bool iov_populate(struct ctx *c, const struct iovec *iov, int cnt, bool write,
 			 struct pin_call *pins)
 {
+	bool all = true;
+
 	for (int i = 0; i < cnt; i++)
 		if (map_hits(c, iov[i].iov_base, iov[i].iov_len))
-			map_populate(c, iov[i].iov_base, iov[i].iov_len, write, pins);
+			all &= !map_populate(c, iov[i].iov_base, iov[i].iov_len, write, pins);
+	return all;
 }
 
 /* The value of `call`, repeated while a strip comes between populating and the kernel's look. */
@@ -71,9 +74,9 @@ static void iov_populate(struct ctx *c, const struct iovec *iov, int cnt, bool w
 		ssize_t r_;                                                                        \
 		pin_call_begin(&p_, 0);                                                            \
 		for (int tries_ = 0; tries_ < POPULATE_TRIES; tries_++) {                          \
-			iov_populate(c, iov, cnt, false, tries_ ? NULL : &p_);                     \
+			bool all_ = iov_populate(c, iov, cnt, false, tries_ ? NULL : &p_);         \
 			r_ = (call);                                                               \
-			if (r_ >= 0 || errno != EFAULT)                                            \
+			if (r_ >= 0 || errno != EFAULT || !all_)                                   \
 				break;                                                             \
 		}                                                                                  \
 		pin_call_end(&p_);                                                                 \
@@ -152,19 +155,20 @@ static ssize_t read_direct(struct ctx *c, int fd, const struct iovec *iov, int c
 	struct pin_call pins;
 	ssize_t n = 0, r = -1;
 	int k, tries = 0;
+	bool whole;
 
 	*done = false;
 	if (cnt > DIRECT_IOV)
 		return r;
 	pin_call_begin(&pins, RF_PIN_LONG);
-	iov_populate(c, iov, cnt, true, &pins);
+	whole = iov_populate(c, iov, cnt, true, &pins);
 	while (!pins.missed && (k = iov_skip(rest, iov, cnt, (size_t)n)) > 0) {
 		*done = true;
 		r = off == IO_POS && !flags
 			? c->real.readv(fd, rest, k)
 			: c->real.preadv2(fd, rest, k, off == IO_POS ? off : off + n, flags);
-		if (r < 0 && errno == EFAULT && ++tries < POPULATE_TRIES) {
-			iov_populate(c, rest, k, true, NULL);
+		if (r < 0 && errno == EFAULT && whole && ++tries < POPULATE_TRIES) {
+			whole = iov_populate(c, rest, k, true, NULL);
 			continue;
 		}
 		if (r <= 0)
