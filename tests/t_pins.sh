@@ -9,14 +9,16 @@
 SEED=${SEED:-$RANDOM$RANDOM}
 echo "seed $SEED"
 export_on ext4 || echo "the export is not on ext4: $WHY"
-for f in errors brk dma direct gift self fail wait bound sequester own kill fork unmap private call; do
+for f in errors brk dma direct gift self fail wait bound sequester own kill fork unmap call conf agent; do
 	head -c 65536 /dev/zero | tr '\0' a >"$T/vol/$f"
 done
 head -c 65536 /dev/zero | tr '\0' s >"$T/src" # O_DIRECT reads come from here
 chmod 644 "$T/src"
 head -c 2097152 /dev/zero >"$T/vol/load"
+truncate -s 134217728 "$T/vol/big"
+truncate -s 262144 "$T/vol/flushed"
 start_server
-make_hosts
+make_hosts A B C
 
 # program NAME HOST FILE HOW [LEN]: it has the file open and mapped.
 program() {
@@ -198,6 +200,56 @@ gone() {
 	dismiss p t
 }
 
+# A write(2) that is under way is a pin; one that was left by a jump, or with its thread, is none.
+calls() {
+	program p A call rw && program t A call rw && want t ok policy fail && want p ok block 4096 4096 &&
+		want t 'err ETXTBSY' truncate 0 && want t ok truncate 8192 && want p 4096 unblock &&
+		want t ok truncate 0 && want t ok truncate 65536 || return
+	want p ok jump 4096 4096 && want t ok truncate 0 && want t ok truncate 65536 &&
+		want p ok cancel 4096 4096 && want t ok truncate 0 || return
+	dismiss p t
+}
+
+# What configuration says, where the program says nothing; one clear line for what it cannot mean.
+configured() {
+	local out=$T/conf.out
+	program p A conf rw && want p ok pin 0 4096 || return
+	for v in REFAULT_PINS=fail "REFAULT_PINS=wait:0.02" REFAULT_VOLUMES="$(VOLUMES),pins=wait:0.02:fail"; do
+		"$T/A" env "$v" truncate -s 0 "$T/vol/conf" 2>"$out" && { echo "$v: no error"; return 1; }
+		grep -q 'Text file busy' "$out" || { cat "$out"; return 1; }
+	done
+	"$T/A" env REFAULT_PINS=wait:x truncate -s 65536 "$T/vol/conf" 2>"$out" &&
+		grep -qx "refault: REFAULT_PINS=wait:x: not fail, sequester or wait\[:SECONDS\[:fail|:sequester\]\]; taken as wait:10:fail" "$out" ||
+		{ cat "$out"; return 1; }
+	"$T/A" env REFAULT_VOLUMES="$(VOLUMES),pins=no" true 2>"$out"
+	grep -q 'option "pins=no" is not name=NAME or pins=' "$out" || { cat "$out"; return 1; }
+	REFAULT_PINS=fail "$T/A" env REFAULT_VOLUMES="$(VOLUMES),pins=sequester" truncate -s 0 "$T/vol/conf" &&
+		orphans 1 conf && want p ok unpin 0 4096 || return
+	dismiss p
+}
+
+# Host C has 64 MiB for dirty pages: a pin takes at most three quarters, and the rest is for others.
+budget() {
+	start_agent C --dirty-bytes 67108864
+	program p C big rw 134217728 && want p 'err ENOMEM' pin 0 134217728 w &&
+		want p 'err ENOMEM' pin 0 60000000 && want p ok pin 0 40000000 w &&
+		want p 'err ENOMEM' pin 0 40000000 && worker t C && want t ok open 1 "$T/vol/big" rw &&
+		want t ok map 1 1 rw 67108864 67108864 && want t ok fill 1 0 67108864 62 || return
+	want p ok unpin 0 40000000 && want p ok pin 0 40000000 && want p ok unpin 0 40000000 || return
+	dismiss p t
+}
+
+# An agent that is killed leaves the pins, and what is known of their orphans.
+killed_agent() {
+	program p A agent rw && program t A agent rw && want p ok pin 0 65536 w &&
+		want t ok policy sequester && want t ok truncate 32768 && orphans 8 agent || return
+	kill -9 "$(agent_pid A)"
+	orphans 8 agent && want t ok truncate 65536 && want t ok policy fail &&
+		want t ok truncate 32768 && want t 'err ETXTBSY' truncate 0 && want p ok unpin 0 65536 &&
+		want t ok truncate 0 || return
+	dismiss p t
+}
+
 # ---- under load ----
 
 # loaded POLICY: threads use the pages of a file while another cuts them off.
@@ -218,9 +270,17 @@ here wait-is-bounded bounded
 here sequester-goes-on-and-orphans-harm-nobody sequester
 here nobody-waits-for-a-pin-of-his-own own
 here pins-end-with-their-owners gone
+here calls-pin-for-as-long-as-they-are-under-way calls
+here policies-can-be-configured configured
+here pins-leave-room-for-other-dirty-pages budget
 "$BIN/tests/pins" source "$T/pattern" 1048576
 chmod 644 "$T/pattern"
+check direct-reads-are-not-lost-under-flushes timeout 60 "$T/A" "$BIN/tests/pins" flushed "$T/vol/flushed" "$T/pattern" 300
 for p in fail:0:fail wait:5:fail wait:2:sequester sequester:0:fail; do
 	here "$p-under-load" loaded "$p"
 done
+check no-daemon-crashed-under-load crashes
+# shellcheck disable=SC2034 # for finish
+KILLS_AGENTS=1
+here an-agent-that-is-killed-loses-no-pin killed_agent
 finish

@@ -6,6 +6,7 @@
  *	pins source FILE LEN	make what `load` reads from
  *	pins load FILE SOURCE ROUNDS POLICY SEED
  *	pins look FILE		what `load` may have left there
+ *	pins flushed FILE SOURCE ROUNDS
  *
  * obey, on one file and one mapping of it; bytes are hex, answers are "ok", a value, or "err ENAME":
  *	open PATH LEN r|rw|p	map LEN bytes: read-only, shared, private
@@ -20,11 +21,17 @@
  *	gift OFF LEN | drain LEN	vmsplice to a pipe, read what the pipe holds
  *	handler OFF LEN TO		block in write(2) of OFF, LEN to a full pipe; in a signal handler
  *					truncate to TO; says what that did
+ *	block OFF LEN | unblock		a thread writes OFF, LEN to a full pipe; "ok" when it is in the call
+ *	jump OFF LEN			write to a full pipe; a signal handler jumps out of it
+ *	cancel OFF LEN			the same, by a thread that is cancelled in it
  *	fork COMMAND...	| pid | exit
  *
  * load: threads read SOURCE into a mapping of FILE (O_DIRECT), pin and unpin it, and gift it to
  * pipes, while one truncates, punches and extends it under that policy.  A word of its first half is 0
- * or its own offset's, always, everywhere.
+ * or its own offset's, always, everywhere.  Nothing is cut off that is pinned, but by `sequester`.
+ *
+ * flushed: reads SOURCE into a mapping of FILE (O_DIRECT) while another thread flushes that all the time.
+ * After the next flush the server has what the mapping has.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -170,6 +177,13 @@ static long ring_io(int op, int fd, void *addr, size_t len)
 }
 
 static int full[2];
+static void fill_pipe(void)
+{
+	if (pipe(full) || fcntl(full[1], F_SETPIPE_SZ, PAGE) < 0 ||
+	    write(full[1], line, PAGE) != PAGE)
+		die("a full pipe");
+}
+
 static long cut_to;
 static int cut_errno;
 
@@ -190,10 +204,10 @@ static void in_handler(char *from, size_t len, long to)
 	timer_t t;
 	long r;
 
-	if (pipe(full) || fcntl(full[1], F_SETPIPE_SZ, PAGE) < 0 ||
-	    write(full[1], line, PAGE) != PAGE || sigaction(SIGALRM, &sa, NULL) ||
-	    timer_create(CLOCK_MONOTONIC, NULL, &t) || timer_settime(t, 0, &soon, NULL))
-		die("a full pipe and a timer");
+	fill_pipe();
+	if (sigaction(SIGALRM, &sa, NULL) || timer_create(CLOCK_MONOTONIC, NULL, &t) ||
+	    timer_settime(t, 0, &soon, NULL))
+		die("a timer");
 	cut_to = to;
 	cut_errno = -1;
 	r = write(full[1], from, len);
@@ -205,6 +219,58 @@ static void in_handler(char *from, size_t len, long to)
 	       : cut_errno   ? strerrorname_np(cut_errno)
 			     : "ok",
 	       r);
+}
+
+static sigjmp_buf out;
+
+static void jump(int sig)
+{
+	(void)sig;
+	siglongjmp(out, 1);
+}
+
+static struct {
+	pthread_t t;
+	char *from;
+	size_t len;
+	_Atomic pid_t tid;
+	ssize_t r;
+} blocked;
+
+static void *block(void *arg)
+{
+	(void)arg;
+	atomic_store(&blocked.tid, (pid_t)syscall(SYS_gettid));
+	blocked.r = write(full[1], blocked.from, blocked.len);
+	return NULL;
+}
+
+/* Thread `tid` sleeps in write(2). */
+static bool in_write(pid_t tid)
+{
+	char path[64], buf[64];
+	long nr = -1;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/syscall", (int)tid);
+	f = fopen(path, "r");
+	if (!f)
+		die(path);
+	if (fgets(buf, sizeof(buf), f))
+		sscanf(buf, "%ld", &nr);
+	fclose(f);
+	return nr == SYS_write || nr == SYS_writev;
+}
+
+static void start_blocked(char *from, size_t len)
+{
+	fill_pipe();
+	blocked.from = from;
+	blocked.len = len;
+	atomic_store(&blocked.tid, 0);
+	pthread_create(&blocked.t, NULL, block, NULL);
+	while (!atomic_load(&blocked.tid) || !in_write(blocked.tid))
+		sched_yield();
 }
 
 static long open_map(const char *path, size_t len, const char *how)
@@ -340,6 +406,28 @@ static bool obey(char *s)
 		say_bytes(bytes, read(me.pipe[0], bytes, (size_t)a));
 	} else if (strcmp(cmd, "handler") == 0) {
 		in_handler(me.p + a, (size_t)b, c);
+	} else if (strcmp(cmd, "block") == 0) {
+		start_blocked(me.p + a, (size_t)b);
+		puts("ok");
+	} else if (strcmp(cmd, "unblock") == 0) {
+		if (read(full[0], bytes, PAGE) != PAGE)
+			die("read of a full pipe");
+		pthread_join(blocked.t, NULL);
+		printf("%ld\n", (long)blocked.r);
+	} else if (strcmp(cmd, "cancel") == 0) {
+		start_blocked(me.p + a, (size_t)b);
+		pthread_cancel(blocked.t);
+		pthread_join(blocked.t, NULL);
+		puts("ok");
+	} else if (strcmp(cmd, "jump") == 0) {
+		fill_pipe();
+		signal(SIGALRM, jump);
+		if (sigsetjmp(out, 1) == 0) {
+			ualarm(50000, 0);
+			puts(write(full[1], me.p + a, (size_t)b) < 0 ? "err" : "it ended");
+		} else {
+			puts("ok");
+		}
 	} else {
 		puts("err unknown command");
 	}
@@ -448,6 +536,20 @@ static void glance(size_t off, size_t len)
 	guarded = 0;
 }
 
+/* Pinned, and nobody sequesters: what is stored there is not cut off. */
+static void stay(size_t off)
+{
+	volatile uint64_t *w = (volatile uint64_t *)(void *)(all.map + off);
+
+	if (strstr(all.policy, "sequester"))
+		return;
+	*w = word_at(off);
+	for (int i = 0; i < 20; i++)
+		sched_yield();
+	if (*w != word_at(off))
+		wrong("pinned", off, *w);
+}
+
 static void *reader(void *arg)
 {
 	uint64_t state = all.seed * 3 + (uintptr_t)arg;
@@ -476,9 +578,10 @@ static void *pinner(void *arg)
 
 	while (!atomic_load(&all.stop)) {
 		off = some(&state, &len);
-		if (pin(all.map + off, len, state >> 20 & REFAULT_PIN_WRITE) == 0) {
+		if (pin(all.map + off, len, REFAULT_PIN_WRITE) == 0) {
 			atomic_fetch_add(&all.pins, 1);
 			glance(off, len);
+			stay(off);
 			if (unpin(all.map + off, len))
 				die("refault_unpin");
 		} else if (errno != EFAULT) {
@@ -602,6 +705,48 @@ static int load(char **a)
 	return rc || all.wrong;
 }
 
+/* ---- flushed ---- */
+
+static void *flusher(void *arg)
+{
+	while (!atomic_load(&all.stop))
+		if (fsync(*(int *)arg))
+			die("fsync");
+	return NULL;
+}
+
+static int flushed(char **a)
+{
+	enum { LEN = 64 * PAGE };
+	int fd = open(a[0], O_RDWR), src = open(a[1], O_RDONLY | O_DIRECT), raw;
+	static char there[LEN];
+	pthread_t t;
+	char *p;
+
+	/* Past the library: this host has the server's own directory underneath. */
+	raw = (int)syscall(SYS_openat, AT_FDCWD, a[0], O_RDONLY);
+	p = mmap(NULL, LEN, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (fd < 0 || src < 0 || raw < 0 || p == MAP_FAILED)
+		die("open and mmap");
+	pthread_create(&t, NULL, flusher, &fd);
+	for (int i = 0; i < atoi(a[2]) && !all.wrong; i++) {
+		/* Another part of the source every time, so that every byte changes. */
+		if (pread(src, p, LEN, (off_t)(i % 3) * LEN) != LEN || fsync(fd))
+			die("pread and fsync");
+		if (syscall(SYS_pread64, raw, there, LEN, 0L) != LEN)
+			die("pread of what the server has");
+		for (size_t off = 0; off < LEN && !all.wrong; off += PAGE)
+			if (memcmp(p + off, there + off, PAGE) != 0) {
+				printf("round %d: the server lacks what was read into page %zu\n",
+				       i, off / PAGE);
+				all.wrong++;
+			}
+	}
+	atomic_store(&all.stop, true);
+	pthread_join(t, NULL);
+	return all.wrong != 0;
+}
+
 static int look(const char *path)
 {
 	int fd = open(path, O_RDONLY);
@@ -636,6 +781,8 @@ int main(int argc, char **argv)
 	}
 	if (strcmp(cmd, "obey") == 0 && argc == 2)
 		return obey_all();
+	if (strcmp(cmd, "flushed") == 0 && argc == 5)
+		return flushed(argv + 2);
 	if (strcmp(cmd, "load") == 0 && argc == 7)
 		return load(argv + 2);
 	puts("usage: see the head of pins.c");
