@@ -1089,7 +1089,7 @@ int dir_recover_open(struct store_vol *vol, const char *path, const rf_fid *fid,
 
 static int dir_recover(struct store_vol *vol, const char *path, const struct store_undo *u)
 {
-	struct stat st;
+	struct stat st = {0};
 	int fd, err;
 
 	fd = dir_recover_open(vol, path, &u->fid, O_RDWR, &st);
