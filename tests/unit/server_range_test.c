@@ -455,6 +455,15 @@ static void no_clones(const char *type)
 	pair(&a, SIZE, SIZE);
 	remap_err(&a, RF_REMAP_CLONE, BLK, EOPNOTSUPP);
 	remap_err(&a, RF_REMAP_DEDUPE, BLK, EOPNOTSUPP);
+	/* That comes first. */
+	src.off = 100 * BLK;
+	remap_err(&a, RF_REMAP_CLONE, 0, EOPNOTSUPP);
+	remap_err(&a, RF_REMAP_CLONE, 1, EOPNOTSUPP);
+	remap_err(&a, RF_REMAP_DEDUPE, 0, EOPNOTSUPP);
+	remap_err(&a, RF_REMAP_DEDUPE, 1, EOPNOTSUPP);
+	src.off = UINT64_MAX;
+	remap_err(&a, RF_REMAP_CLONE, UINT64_MAX, EOPNOTSUPP);
+	remap_err(&a, RF_REMAP_DEDUPE, UINT64_MAX, EOPNOTSUPP);
 	tc_close(&a);
 }
 
@@ -488,6 +497,11 @@ Test(server_range, clone)
 	src.off = 100 * BLK;
 	remap_err(&a, RF_REMAP_CLONE, BLK, EINVAL);
 	remap_err(&a, RF_REMAP_CLONE, 0, EINVAL);
+	src.off = UINT64_MAX;
+	remap_err(&a, RF_REMAP_CLONE, BLK, EINVAL);
+	src.off = 0;
+	dst.off = INT64_MAX - 4095;
+	remap_err(&a, RF_REMAP_CLONE, BLK, EINVAL);
 	tc_close(&a);
 	tc_close(&b);
 }
@@ -510,6 +524,9 @@ Test(server_range, dedupe)
 	cr_assert(not(stat(at("to"), &after)));
 	cr_assert(before.st_mtim.tv_nsec == after.st_mtim.tv_nsec);
 	remap_ok(&a, &b, RF_REMAP_DEDUPE, 3 * BLK, 0, 0, 0);
+	/* Nothing, and more than there is. */
+	remap_ok(&a, &b, RF_REMAP_DEDUPE, 0, 0, 0, 0);
+	remap_err(&a, RF_REMAP_DEDUPE, 1 << 30, EINVAL);
 	src.off = 1;
 	remap_err(&a, RF_REMAP_DEDUPE, BLK, EINVAL);
 	tc_close(&a);

@@ -243,67 +243,38 @@ static ssize_t clone_range(const struct span *s)
 	return ioctl(s->out, FICLONERANGE, &arg) ? -errno : (ssize_t)s->len;
 }
 
-/* 0 if any byte differs: what was shared before it came to light is as it was. */
-static ssize_t dedupe_range(const struct span *s)
+/* 0 if any byte differs: what was shared before it came to light is as it was.  At most `part` at once. */
+static ssize_t dedupe_range(const struct span *s, uint64_t part)
 {
 	alignas(struct file_dedupe_range) unsigned char
 	    space[sizeof(struct file_dedupe_range) + sizeof(struct file_dedupe_range_info)];
 	struct file_dedupe_range *arg = (void *)space;
 	uint64_t done = 0;
-	int err = 0;
+	int err;
 
-	while (!err && done < s->len) {
+	do {
 		memset(space, 0, sizeof(space));
 		arg->src_offset = s->in_off + done;
-		arg->src_length = s->len - done < DEDUPE_MAX ? s->len - done : DEDUPE_MAX;
+		arg->src_length = s->len - done < part ? s->len - done : part;
 		arg->dest_count = 1;
 		arg->info[0].dest_fd = s->out;
 		arg->info[0].dest_offset = s->out_off + done;
 		err = ioctl(s->in, FIDEDUPERANGE, arg) ? -errno : arg->info[0].status;
 		if (err == FILE_DEDUPE_RANGE_DIFFERS)
 			return 0;
-		if (!err && !arg->info[0].bytes_deduped)
-			break;
 		done += arg->info[0].bytes_deduped;
-	}
+	} while (!err && arg->info[0].bytes_deduped && done < s->len);
 	return done ? (ssize_t)done : err;
 }
 
-static ssize_t remap(unsigned kind, const struct span *s)
+static bool overlap(const struct span *s)
 {
-	switch (kind) {
-	case RF_REMAP_CLONE:
-		return clone_range(s);
-	case RF_REMAP_DEDUPE:
-		return dedupe_range(s);
-	default:
-		return copy_range(s);
-	}
+	return s->in_off < s->out_off + s->len && s->out_off < s->in_off + s->len;
 }
 
-/*
- * Of a source of that size: the part that there is.  What the kernel refuses to clone or dedupe is
- * left to it, for it asks first whether the file system can.
- */
-static int clip(struct span *s, unsigned kind, bool same, uint64_t size)
+static bool within(uint64_t off, uint64_t len, uint64_t size)
 {
-	uint64_t rest = s->in_off < size ? size - s->in_off : 0;
-
-	if (kind == RF_REMAP_COPY) {
-		s->len = s->len < rest ? s->len : rest;
-		if (same && s->in_off < s->out_off + s->len && s->out_off < s->in_off + s->len)
-			return -EINVAL;
-		s->len = s->len < RF_COPY_MAX ? s->len : RF_COPY_MAX;
-		return 0;
-	}
-	if (kind == RF_REMAP_CLONE && !s->len)
-		s->len = rest;
-	if (kind == RF_REMAP_DEDUPE && s->len > rest) { /* of this it does nothing */
-		s->in_off += rest;
-		s->out_off += rest;
-		s->len -= rest;
-	}
-	return 0;
+	return off <= size && len <= size - off;
 }
 
 static void arm_remap(struct dir_change *c, const struct store_file *src, const struct span *s)
@@ -312,7 +283,9 @@ static void arm_remap(struct dir_change *c, const struct store_file *src, const 
 	struct store_undo *u = ch->undo;
 	size_t n = strlen(ch->src_path) + 1;
 
-	if (!u || ch->kind == RF_REMAP_DEDUPE)
+	/* What is no range will be refused. */
+	if (!u || !s->len || !within(s->in_off, s->len, INT64_MAX) ||
+	    !within(s->out_off, s->len, INT64_MAX))
 		return;
 	u->mode = ch->kind;
 	u->src = src->fid;
@@ -323,10 +296,43 @@ static void arm_remap(struct dir_change *c, const struct store_file *src, const 
 	dir_undo_arm(c, STORE_UNDO_REMAP, ch->before.size, 0, n);
 }
 
+/* How many bytes.  Clone and dedupe go to the kernel as they are, whatever they are: it refuses them in
+ * its order. */
+static ssize_t remap(struct dir_change *c, struct store_file *src, struct span *s, uint64_t in_size)
+{
+	const uint64_t rest = s->in_off < in_size ? in_size - s->in_off : 0;
+	const uint64_t size = c->ch->before.size;
+	const bool same = src == c->file;
+	struct span to_end = *s;
+	ssize_t n;
+
+	switch (c->ch->kind) {
+	case RF_REMAP_CLONE:
+		to_end.len = s->len ? s->len : rest;
+		arm_remap(c, src, &to_end);
+		n = clone_range(s);
+		return n < 0 ? n : (ssize_t)to_end.len;
+	case RF_REMAP_DEDUPE:
+		/* In parts only what is good as a whole. */
+		if (!within(s->in_off, s->len, in_size) || !within(s->out_off, s->len, size) ||
+		    (same && overlap(s)))
+			return dedupe_range(s, s->len);
+		return dedupe_range(s, DEDUPE_MAX);
+	default:
+		if (!within(s->in_off, s->len, INT64_MAX) || !within(s->out_off, s->len, INT64_MAX))
+			return -EINVAL;
+		s->len = s->len < rest ? s->len : rest;
+		if (same && overlap(s))
+			return -EINVAL;
+		s->len = s->len < RF_COPY_MAX ? s->len : RF_COPY_MAX;
+		arm_remap(c, src, s);
+		return copy_range(s);
+	}
+}
+
 int dir_remap(struct store_file *file, const struct store_cred *cred, struct store_file *src,
 	      const struct store_cred *src_cred, struct store_change *ch, bool nowait)
 {
-	const rf_range *r = ch->ranges;
 	struct store_attr now = {0};
 	struct dir_change c;
 	struct dir_open *in;
@@ -335,8 +341,7 @@ int dir_remap(struct store_file *file, const struct store_cred *cred, struct sto
 	ssize_t n;
 	int err;
 
-	if (ch->nranges != 1 || r->off > INT64_MAX || ch->src_off > INT64_MAX ||
-	    r->len > INT64_MAX - r->off || r->len > INT64_MAX - ch->src_off)
+	if (ch->nranges != 1)
 		return -EINVAL;
 	if (nowait)
 		return -EAGAIN;
@@ -347,18 +352,10 @@ int dir_remap(struct store_file *file, const struct store_cred *cred, struct sto
 	err = dir_change_begin(&c, file, cred, ch, false);
 	if (err)
 		goto out_in;
-	s = (struct span){in->fd, c.fd, ch->src_off, r->off, r->len};
-	err = fstat(in->fd, &st) ? -errno : clip(&s, ch->kind, file == src, (uint64_t)st.st_size);
-	ch->off = 0;
-	if (err || (!s.len && ch->kind != RF_REMAP_CLONE)) {
-		err = dir_change_end(&c, false, err);
-		goto out_in;
-	}
-	arm_remap(&c, src, &s);
-	n = remap(ch->kind, &s);
-	if (n >= 0)
-		ch->off = (uint64_t)n;
-	else if (ch->kind == RF_REMAP_CLONE && !refused((int)n))
+	s = (struct span){in->fd, c.fd, ch->src_off, ch->ranges->off, ch->ranges->len};
+	n = fstat(in->fd, &st) ? -errno : remap(&c, src, &s, (uint64_t)st.st_size);
+	ch->off = n < 0 ? 0 : (uint64_t)n;
+	if (n < 0 && ch->kind == RF_REMAP_CLONE && !refused((int)n))
 		ch->torn = moved(&c, &now);
 	err = dir_change_end(&c, true, n < 0 ? (int)n : 0);
 out_in:
@@ -432,7 +429,7 @@ int dir_recover_remap(struct store_vol *vol, int fd, const struct store_undo *u)
 	s.in = dir_recover_open(vol, (const char *)u->data, &u->src, O_RDONLY, &st);
 	if (s.in < 0)
 		return s.in;
-	n = remap(u->mode, &s);
+	n = u->mode == RF_REMAP_CLONE ? clone_range(&s) : copy_range(&s);
 	close(s.in);
 	if (n < 0)
 		return refused((int)n) || n == -EINVAL ? 0 : (int)n;
