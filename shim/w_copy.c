@@ -167,12 +167,12 @@ static ssize_t move(struct end *in, struct end *out, size_t n)
 {
 	const bool seeks = S_ISREG(out->mode) || S_ISBLK(out->mode);
 	char *buf = io_buf_get(IO_BUF);
-	ssize_t r = 1, w = 1;
+	ssize_t r = 0, w = 0;
 	size_t done = 0;
 
 	if (!buf)
 		return -ENOMEM;
-	while (done < n && r == w) {
+	while (done < n) {
 		size_t len = n - done < IO_BUF ? n - done : IO_BUF;
 
 		r = w_pread(in->fd, buf, len, in->pos + (off_t)done);
@@ -181,6 +181,8 @@ static ssize_t move(struct end *in, struct end *out, size_t n)
 		w = seeks ? w_pwrite(out->fd, buf, (size_t)r, out->pos + (off_t)done)
 			  : w_write(out->fd, buf, (size_t)r);
 		done += w > 0 ? (size_t)w : 0;
+		if (w <= 0 || (!seeks && w < r))
+			break;
 	}
 	io_buf_put(buf, IO_BUF);
 	if (!done)
