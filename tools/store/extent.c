@@ -123,29 +123,29 @@ static bool refused(int err)
 	       err == -ENODEV || err == -ETXTBSY || err == -EFBIG || err == -EXDEV || err == -EBADF;
 }
 
-/* After an error: does the file look as before? */
-static bool moved(const struct dir_change *c, struct store_attr *now)
+/*
+ * After an error: does the file look as if it was changed?  A clone that is refused for what it asks
+ * (EINVAL) may have had blocks allocated for dirty pages before.
+ */
+static bool moved(const struct dir_change *c, int err)
 {
 	const struct store_attr *was = &c->ch->before;
+	struct store_attr now = {0};
 
-	return dir_attr(c->file, c->fd, now) || now->size != was->size ||
-	       now->blocks != was->blocks || now->ctime != was->ctime;
+	return dir_attr(c->file, c->fd, &now) || now.size != was->size || now.ctime != was->ctime ||
+	       (err != -EINVAL && now.blocks != was->blocks);
 }
 
 /* Mode failed with err: put back what can be. */
 static bool torn(const struct dir_change *c, int mode, int err)
 {
 	const bool space = err == -ENOSPC || err == -EDQUOT;
-	struct store_attr now = {0};
 
-	if (refused(err) || err == -EINVAL || !moved(c, &now))
+	if (refused(err) || err == -EINVAL || !moved(c, err))
 		return false;
 	if (mode == FALLOC_FL_COLLAPSE_RANGE || (mode == FALLOC_FL_INSERT_RANGE && !space))
 		return true;
-	if ((now.size != c->ch->before.size || !zeroes(mode)) &&
-	    ftruncate(c->fd, (off_t)c->ch->before.size))
-		return true;
-	return zeroes(mode);
+	return ftruncate(c->fd, (off_t)c->ch->before.size) || zeroes(mode);
 }
 
 int dir_fallocate(struct store_file *file, const struct store_cred *cred, struct store_change *ch,
@@ -333,7 +333,6 @@ static ssize_t remap(struct dir_change *c, struct store_file *src, struct span *
 int dir_remap(struct store_file *file, const struct store_cred *cred, struct store_file *src,
 	      const struct store_cred *src_cred, struct store_change *ch, bool nowait)
 {
-	struct store_attr now = {0};
 	struct dir_change c;
 	struct dir_open *in;
 	struct span s;
@@ -356,7 +355,7 @@ int dir_remap(struct store_file *file, const struct store_cred *cred, struct sto
 	n = fstat(in->fd, &st) ? -errno : remap(&c, src, &s, (uint64_t)st.st_size);
 	ch->off = n < 0 ? 0 : (uint64_t)n;
 	if (n < 0 && ch->kind == RF_REMAP_CLONE && !refused((int)n))
-		ch->torn = moved(&c, &now);
+		ch->torn = moved(&c, (int)n);
 	err = dir_change_end(&c, true, n < 0 ? (int)n : 0);
 out_in:
 	dir_open_put(src->vol, in);
