@@ -6,6 +6,7 @@
  *
  *	hold	what the server says stays here, on connections that are made meanwhile, too
  *	pass	it goes on
+ *	cut	all connections end, and what is held back is lost
  *
  * What the host says always goes through: so the server has done what it was asked, and the host
  * has not heard of it.
@@ -94,7 +95,13 @@ static void obey(void)
 
 	if (!fgets(line, sizeof(line), stdin))
 		exit(0);
-	held = !strcmp(line, "hold\n");
+	if (!strcmp(line, "cut\n")) {
+		for (int i = 0; i < N; i++)
+			if (pair[i].host >= 0)
+				drop(i);
+	} else {
+		held = !strcmp(line, "hold\n");
+	}
 	puts("ok");
 }
 

@@ -10,6 +10,8 @@
  *	dup F G			F becomes another descriptor of G's open file
  *	dup2 F G		the same, in the place of F's own
  *	close F | size F | stat PATH | cut PATH LEN | fsync F | fdatasync F | truncate F LEN | punch F OFF LEN
+ *	falloc F MODE OFF LEN	MODE alloc keep punch zero collapse insert unshare
+ *	clone F G OFF LEN TO	these bytes of G are F's at TO, too | dedupe ... | copy ...
  *	syncrange F OFF LEN	sync_file_range, and wait for it
  *	read F LEN | write F HEX | pread F LEN OFF | pwrite F OFF HEX | seek F OFF
  *	lock F KIND HOW		KIND flock posix ofd lockf, HOW sh ex un; the first byte, and waits
@@ -34,7 +36,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/fs.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -182,6 +186,73 @@ static void die(const volatile unsigned char *p)
 		printf("exit %d\n", WEXITSTATUS(status));
 }
 
+static int falloc_mode(const char *word)
+{
+	static const struct {
+		const char *word;
+		int mode;
+	} modes[] = {
+	    {"alloc", 0},
+	    {"keep", FALLOC_FL_KEEP_SIZE},
+	    {"punch", FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE},
+	    {"zero", FALLOC_FL_ZERO_RANGE},
+	    {"collapse", FALLOC_FL_COLLAPSE_RANGE},
+	    {"insert", FALLOC_FL_INSERT_RANGE},
+	    {"unshare", FALLOC_FL_UNSHARE_RANGE},
+	};
+
+	for (size_t i = 0; i < sizeof(modes) / sizeof(*modes); i++)
+		if (strcmp(word, modes[i].word) == 0)
+			return modes[i].mode;
+	return -1;
+}
+
+/* Whole, or an error: ENODATA if dedupe finds them different, EIO if less was copied. */
+static int remap(const char *kind, int to, const char *rest)
+{
+	long long g = 0, off = 0, len = 0, at = 0;
+	struct {
+		struct file_dedupe_range head;
+		struct file_dedupe_range_info to;
+	} d;
+	off_t a, b;
+
+	if (sscanf(rest, "%lld %lld %lld %lld", &g, &off, &len, &at) != 4 || g < 0 || g >= N) {
+		errno = EINVAL;
+		return -1;
+	}
+	if (strcmp(kind, "clone") == 0)
+		return ioctl(to, FICLONERANGE,
+			     &(struct file_clone_range){.src_fd = fds[g],
+							.src_offset = (uint64_t)off,
+							.src_length = (uint64_t)len,
+							.dest_offset = (uint64_t)at});
+	if (strcmp(kind, "dedupe") == 0) {
+		memset(&d, 0, sizeof(d));
+		d.head.src_offset = (uint64_t)off;
+		d.head.src_length = (uint64_t)len;
+		d.head.dest_count = 1;
+		d.to.dest_fd = to;
+		d.to.dest_offset = (uint64_t)at;
+		if (ioctl(fds[g], FIDEDUPERANGE, &d))
+			return -1;
+		errno = d.to.status < 0 ? -d.to.status : ENODATA;
+		return d.to.status == FILE_DEDUPE_RANGE_SAME ? 0 : -1;
+	}
+	a = off;
+	b = at;
+	while (len > 0) {
+		ssize_t n = copy_file_range(fds[g], &a, to, &b, (size_t)len, 0);
+
+		if (n <= 0) {
+			errno = n ? errno : EIO;
+			return -1;
+		}
+		len -= n;
+	}
+	return 0;
+}
+
 static int lock(int fd, const char *kind, const char *how)
 {
 	const bool un = strcmp(how, "un") == 0, sh = strcmp(how, "sh") == 0;
@@ -251,6 +322,11 @@ static void obey_file(const char *cmd, int f, char *rest)
 		say_ok(ftruncate(fds[f], a));
 	else if (strcmp(cmd, "punch") == 0)
 		say_ok(fallocate(fds[f], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, a, b));
+	else if (strcmp(cmd, "falloc") == 0 && sscanf(rest, "%15s %lld %lld", kind, &a, &b) == 3)
+		say_ok(fallocate(fds[f], falloc_mode(kind), a, b));
+	else if (strcmp(cmd, "clone") == 0 || strcmp(cmd, "dedupe") == 0 ||
+		 strcmp(cmd, "copy") == 0)
+		say_ok(remap(cmd, fds[f], rest));
 	else if (strcmp(cmd, "seek") == 0)
 		say_ok((long)lseek(fds[f], a, SEEK_SET));
 	else if (strcmp(cmd, "read") == 0 && a >= 0 && a <= (long long)sizeof(answer))

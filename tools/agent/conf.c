@@ -152,6 +152,7 @@ int ag_conf_parse(struct ag_conf *conf, int argc, char **argv, char *err, size_t
 	}
 	conf->no_journal = listed(getenv("REFAULT_DISABLE"), "journal");
 	conf->no_excise = listed(getenv("REFAULT_DISABLE"), "excise");
+	conf->no_freeze = listed(getenv("REFAULT_DISABLE"), "freeze");
 	opterr = 0;
 	optind = 0;
 	while ((c = getopt_long(argc, argv, "+:", opts, &which)) != -1) {

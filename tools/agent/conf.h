@@ -18,6 +18,7 @@ struct ag_conf {
 	uint64_t dirty_bytes; /* of dirty pages; 0: an eighth of cache_bytes, within reason */
 	bool no_journal;      /* REFAULT_DISABLE=journal */
 	bool no_excise;       /* REFAULT_DISABLE=excise */
+	bool no_freeze;       /* REFAULT_DISABLE=freeze */
 	char dir[96];         /* RUNTIME: room for a socket's name behind it in sun_path */
 };
 

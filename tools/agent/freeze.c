@@ -178,9 +178,9 @@ static void freeze_locked(struct ag_task *t)
 
 	if (!h->over) {
 		h->err = h->look ? h->look(h, t) : 0;
-		if (!h->err && protect_dirty(vn) && h->strict)
+		if (!h->err && !vn->ag->conf->no_freeze && protect_dirty(vn) && h->strict)
 			h->err = -EBUSY;
-		if (!h->err) {
+		if (!h->err && !vn->ag->conf->no_freeze) {
 			vn->frozen = true;
 			atomic_store(&vn->st->frozen, 1);
 		}

@@ -1,0 +1,208 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+#
+# t_structural - truncate, fallocate, clone, dedupe and copy: what programs of the host stored is part
+# of them, stores wait for them, loads do not, and no program, agent or connection that ends in the
+# middle wedges anybody.
+#
+# A relay (tests/prog/relay.c) between host A and the server keeps the answers back: so a change is
+# under way for as long as the test wants.
+# shellcheck source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+P=4096
+if ! export_on ext4; then
+	skip structural "$WHY"
+	exit 0
+fi
+# Page k of each file is made of the letter k: a, b, c ...
+for f in moved held lost killed dead source copy one two stuck; do
+	for k in a b c d e f g h; do head -c $P /dev/zero | tr '\0' $k; done >"$T/vol/$f"
+done
+: >"$T/vol/many"
+: >"$T/vol/target"
+start_server --lease 60 # answers are held back for as long as a slow machine takes
+make_hosts
+SOCK=$T/srv/relay.sock wrapper A "$T/a" "${AS[@]}" "$BIN/refault run --"
+SOCK=$T/srv/relay.sock wrapper rawA "$T/a" "${AS[@]}"
+mkfifo "$T/relay.in" "$T/relay.out"
+"$BIN/tests/relay" "$T/srv/relay.sock" "$SOCK" <"$T/relay.in" >"$T/relay.out" &
+WPID[relay]=$!
+exec {relay_in}>"$T/relay.in" {relay_out}<"$T/relay.out"
+TO[relay]=$relay_in FROM[relay]=$relay_out
+read -r -t 10 _ <&"$relay_out" || die "the relay does not run"
+[ ${#AS[@]} -eq 0 ] || chmod 666 "$T/srv/relay.sock"
+export REFAULT_TIMEOUT=20 # the agents inherit it
+worker a A
+worker a2 A
+worker b B
+
+open_all() { # open_all N FILE: by all, mapped and read
+	local w
+	want relay ok pass || return # if a test before ended badly
+	for w in a a2 b; do
+		want $w ok open "$1" "$T/vol/$2" rw && want $w ok map "$1" "$1" rw 0 $((16 * P)) &&
+			want $w 61 load "$1" 0 1 || return
+	done
+}
+hold() { want relay ok hold; }
+pass() { want relay ok pass; }
+answered() { # answered NAME ANSWER: what NAME was told before
+	local line
+	IFS= read -r -t 40 line <&"${FROM[$1]}" || line='no answer'
+	[ "$line" = "$2" ] || { echo "$1 answered '$line', should be '$2'"; return 1; }
+}
+waits() { # nothing was said by NAME so far
+	local line
+	! IFS= read -r -t 0.1 line <&"${FROM[$1]}" || { echo "$1 answered '$line'"; return 1; }
+}
+vnode_is() { status A | grep -q "^vnode: [0-9]* $1 .* $2"; }
+becomes() { eventually 10 vnode_is "$1" "$2" || { echo "$1 does not become $2"; status A | grep vnode; return 1; }; }
+free_again() { ! vnode_is "$1" '\(frozen\|gated\)'; }
+# letters N WORD...: all see these letters at the beginning of pages 0, 1, ...; the size is theirs.
+letters() {
+	local n=$1 i=0 k w
+	shift
+	for k; do
+		for w in a a2 b; do
+			want $w "$(printf '%s' "$k" | od -An -tx1 | tr -d ' \n')" pread "$n" 1 $((i * P)) || return
+		done
+		i=$((i + 1))
+	done
+	for w in a a2 b; do want $w $((i * P)) size "$n" || return; done
+}
+
+# What was stored and not flushed moves along, also behind the end that the server knows.
+moved() {
+	open_all 1 moved && want a ok store 1 $((3 * P)) 58 && want a2 ok store 1 $((7 * P)) 59 &&
+		want a ok pwrite 1 $((8 * P)) 5a && want a ok truncate 1 $((9 * P)) || return
+	want a ok falloc 1 collapse $P $((2 * P)) && letters 1 a X e f g Y Z || return
+	want a 58 load 1 $P 1 && want a2 59 load 1 $((5 * P)) 1 && want b 5a load 1 $((6 * P)) 1 || return
+	want a ok store 1 $((2 * P)) 57 && want a2 ok falloc 1 insert $((2 * P)) $P || return
+	want a 00 pread 1 1 $((2 * P)) && want b 57 pread 1 1 $((3 * P)) && want b $((8 * P)) size 1 || return
+	want b ok store 1 $P 56 && want b ok msync 1 && want b ok falloc 1 zero $((2 * P)) $P && want a 56 load 1 $P 1 &&
+		want a ok falloc 1 collapse $((2 * P)) $P && letters 1 a V W f g Y Z &&
+		want a 'err EINVAL' falloc 1 collapse 5 $P && letters 1 a V W f g Y Z
+}
+check collapse-and-insert-move-what-was-stored moved
+
+copied() {
+	open_all 2 source && open_all 3 copy && want a ok store 2 0 58 && want a2 ok pwrite 2 $((8 * P)) 59 &&
+		want a ok store 3 $((7 * P + 9)) 5a && want a2 ok copy 3 2 0 $((8 * P + 1)) $((8 * P)) || return
+	want a ok fsync 3 || return # what it replaced whole, and what was dirty beside it
+	for w in a a2 b; do
+		want $w 58 pread 3 1 $((8 * P)) && want $w 59 pread 3 1 $((16 * P)) && want $w 5a pread 3 1 $((7 * P + 9)) &&
+			want $w $((16 * P + 1)) size 3 || return
+	done
+	want a 'err EOPNOTSUPP' clone 3 2 0 $P 0
+}
+check copy-takes-what-was-stored-on-both-sides copied
+
+# Under way: loads go on, stores wait, of pages that are dirty already, too; then they are done.
+held() {
+	open_all 4 held && want a2 ok store 4 $((2 * P)) 78 && hold && tell a falloc 4 collapse $P $P || return
+	becomes held frozen && want a2 63 load 4 $((2 * P + 1)) 1 && tell a2 store 4 $((2 * P)) 79 && waits a2 && waits a || return
+	pass && answered a ok && answered a2 ok && want a2 78 load 4 $P 1 && want a2 79 load 4 $((2 * P)) 1 || return
+	hold && tell a falloc 4 punch $P $P
+	becomes held frozen && want a2 7863 pread 4 2 $P && tell a2 pwrite 4 0 58 && waits a2 && waits a || return
+	pass && answered a ok && answered a2 ok && want a ok fsync 4 && want b 58 load 4 0 1 &&
+		want b 79 load 4 $((2 * P)) 1 && want a2 00 load 4 $P 1 && eventually 10 free_again held
+}
+here loads-go-on-and-stores-wait held
+
+# The connection ends before the answer: nobody is kept from storing by that, the change is made once.
+cut_off() {
+	open_all 5 lost && want a2 ok msync 5 && hold && tell a falloc 5 collapse $P $P && becomes lost frozen || return
+	eventually 10 short lost $((7 * P)) || { echo "the change did not arrive"; return 1; }
+	want relay ok cut && becomes lost gated && pass && answered a ok && letters 5 a c d e f g h &&
+		want a2 ok store 5 $P 58 && want a2 ok msync 5 && letters 5 a X d e f g h
+}
+short() { [ "$(stat -c %s "$T/vol/$1")" = "$2" ]; }
+here connection-that-is-lost-in-between cut_off
+
+SUPERVISOR=
+kill_agent() { # host A's; the next one is there when this returns
+	local pid
+	[ -n "$SUPERVISOR" ] || SUPERVISOR=$(awk '/^PPid:/ { print $2 }' "/proc/$(agent_pid A)/status")
+	pid=$(child) && [ -n "$pid" ] || { echo "host A has no agent under a supervisor"; return 1; }
+	kill -9 "$pid"
+	another() { [ -n "$(child)" ] && [ "$(child)" != "$pid" ]; }
+	eventually 10 another || { echo "the supervisor started no other agent"; return 1; }
+}
+child() { tr -d ' ' 2>/dev/null <"/proc/$SUPERVISOR/task/$SUPERVISOR/children"; }
+
+# The agent is killed when the server has made the change: it is not made again.
+killed() {
+	open_all 6 killed && want a2 ok msync 6 && hold && tell a falloc 6 collapse $P $P && becomes killed frozen || return
+	eventually 10 short killed $((7 * P)) || { echo "the change did not arrive"; return 1; }
+	kill_agent && pass && answered a ok && letters 6 a c d e f g h &&
+		want a2 ok store 6 $((2 * P)) 58 && want a2 ok msync 6 && letters 6 a c X e f g h
+	# The same with the flush on its way: there is no change yet, and nothing is frozen for ever.
+	want a2 ok store 6 $((5 * P)) 59 && hold && tell a falloc 6 insert $P $P && becomes killed frozen && kill_agent &&
+		pass && answered a ok && want a2 ok store 6 $((7 * P)) 5a && want b 00 pread 6 1 $P &&
+		want b 59 pread 6 1 $((6 * P)) && want a ok msync 6 && want b 5a pread 6 1 $((7 * P))
+}
+here agent-that-is-killed-in-between killed
+
+# So is the program: its change goes on, others go on after it.
+died() {
+	open_all 7 dead && hold && tell a falloc 7 collapse $P $P && becomes dead frozen || return
+	kill -9 "${WPID[a]}" && tell a2 store 7 $P 58 && waits a2 && pass && answered a2 ok || return
+	want b ok fsync 7 && want a2 ok msync 7 && want b 58 pread 7 1 $P && want b $((7 * P)) size 7 &&
+		eventually 10 free_again dead || return
+	exec {TO[a]}>&- {FROM[a]}<&-
+	wait "${WPID[a]}" 2>/dev/null
+	worker a A
+}
+here program-that-is-killed-in-between died
+
+# Two hosts, both at once, the same file and crosswise: neither waits for the other for ever.
+crosswise() {
+	local i w
+	for w in a b; do want $w ok open 10 "$T/vol/one" rw && want $w ok open 11 "$T/vol/two" rw || return; done
+	for i in $(seq 25); do
+		for w in a b; do
+			for f in 10 11; do
+				tell $w pwrite $f $((i * 64)) 58
+			done
+		done
+		tell a copy 10 11 0 $((4 * P)) $((4 * P))
+		tell b copy 11 10 0 $((4 * P)) $((4 * P))
+		for w in a b; do
+			tell $w falloc 10 collapse 0 $P
+			tell $w falloc 10 insert $P $P
+			tell $w truncate 11 $((8 * P))
+		done
+	done
+	for i in $(seq 25); do
+		for w in a b; do
+			for f in 1 2 3 4 5 6; do answered $w ok || return; done
+		done
+	done
+}
+here two-hosts-crosswise crosswise
+
+# What is copied is the file of one moment, though programs store to it all the time.
+frozen() {
+	local line
+	line=$(on A "$BIN/tests/frozen" "$T/vol/many" "$T/vol/target" 2) || return
+	case $line in
+	0\ *) echo "$line" ; return 1 ;;
+	*' copies, 0 torn, 0 busy') return 0 ;;
+	esac
+	echo "$line"
+	return 1
+}
+check copies-are-of-one-moment frozen
+# Without, what is stored to all the time does not become clean: the same is tried again and again.
+unguarded() {
+	dismiss a a2
+	raw A "$BIN/refault" stop >/dev/null || return
+	REFAULT_DISABLE=freeze start_agent A
+	on A "$BIN/tests/frozen" "$T/vol/many" "$T/vol/target" 2 || return
+	[ "$(counter A give-way)" -gt 0 ] || { echo "never given way: this test cannot fail"; return 1; }
+}
+here without-frozen-they-begin-anew unguarded
+dismiss b
+export KILLS_AGENTS=1
+finish
