@@ -603,9 +603,9 @@ Test(server_range, holes_tmpfs)
 
 /* ---- two files, one order ---- */
 
-/* An engine whose stores take until somebody says so. */
+/* An engine whose stores, and reads, take until somebody says so. */
 static struct gate {
-	_Atomic int shut, entered;
+	_Atomic int shut, reads_shut, entered;
 } * gate;
 static struct store_ops gate_ops;
 
@@ -620,6 +620,20 @@ static int gate_store(struct store_file *file, const struct store_cred *cred,
 	return store_dir.store(file, cred, change, false);
 }
 
+static ssize_t gate_read(struct store_file *file, const struct store_cred *cred, void *buf,
+			 size_t len, uint64_t off, bool nowait)
+{
+	ssize_t n;
+
+	if (nowait)
+		return -EAGAIN;
+	n = store_dir.read(file, cred, buf, len, off, false);
+	gate->entered++;
+	while (gate->reads_shut)
+		usleep(1000);
+	return n;
+}
+
 static void setup_gated(void)
 {
 	setup_at("/tmp");
@@ -627,6 +641,7 @@ static void setup_gated(void)
 	cr_assert(gate != MAP_FAILED);
 	gate_ops = store_dir;
 	gate_ops.store = gate_store;
+	gate_ops.read = gate_read;
 	config.ops = &gate_ops;
 	start_server();
 }
@@ -714,6 +729,30 @@ Test(server_two, behind_a_store_to_the_source)
 Test(server_two, behind_a_store_to_the_file)
 {
 	in_its_place(false);
+}
+
+/* What was read before the copy is not what is answered after it. */
+Test(server_two, read_across)
+{
+	struct tc a, b;
+
+	two_files(&a);
+	tc_open(&b, sock, 2);
+	tc_find(&b, "y", RF_LK_READ);
+	gate->reads_shut = 1;
+	tc_fetch(&b, &y.fid, "y", 0, 100, true);
+	while (!gate->entered)
+		usleep(1000);
+	tc_remap(&a, &in_x, &in_y, 1, RF_REMAP_COPY, 4);
+	EXPECT(&a, RF_APPLIED);
+	gate->reads_shut = 0;
+	cr_assert(eq(int, reply(&b), RF_FETCH_R));
+	cr_assert(eq(sz, b.len, 4));
+	cr_assert(not(memcmp(b.payload, "xxxx", 4)));
+	cr_assert(eq(u64, b.msg.body.rf_body_u.fetch_r.status.dv, applied(&a)->status.dv));
+	EXPECT(&a, RF_RELEASED);
+	tc_close(&a);
+	tc_close(&b);
 }
 
 /* Each would take what the other has. */

@@ -11,7 +11,8 @@
  * later the change is torn: old blocks are gone; but for these: allocation is undone by putting
  * the size back, what is to be zeroed is allocated beforehand, and an insertion that runs out of space
  * has moved nothing yet (the one thing that needs space, to split the extent at the offset, comes
- * first) but the size.  A copy that fails in the middle is shorter.
+ * first) but the size; a collapse begins with freeing blocks, so if it has as many as before it was
+ * out of space before it began.  A copy that fails in the middle is shorter.
  *
  * Killed in the middle.  A dying thread finishes its system call first, and until then the state
  * file is locked, so a next server sees what the calls left:
@@ -140,10 +141,14 @@ static bool moved(const struct dir_change *c, int err)
 static bool torn(const struct dir_change *c, int mode, int err)
 {
 	const bool space = err == -ENOSPC || err == -EDQUOT;
+	struct store_attr now = {0};
 
 	if (refused(err) || err == -EINVAL || !moved(c, err))
 		return false;
-	if (mode == FALLOC_FL_COLLAPSE_RANGE || (mode == FALLOC_FL_INSERT_RANGE && !space))
+	if (mode == FALLOC_FL_COLLAPSE_RANGE)
+		return !space || dir_attr(c->file, c->fd, &now) ||
+		       now.blocks < c->ch->before.blocks;
+	if (mode == FALLOC_FL_INSERT_RANGE && !space)
 		return true;
 	return ftruncate(c->fd, (off_t)c->ch->before.size) || zeroes(mode);
 }
