@@ -18,6 +18,8 @@
  *	locked F		another program has a POSIX lock there: yes or no
  *	fopen F PATH MODE	a stream, MODE as fopen's; F is its descriptor
  *	fput F HEX | fflush F | fclose F
+ *	advise F OFF LEN ADVICE	posix_fadvise: its error | readahead F OFF LEN
+ *	invalidate F FLAGS	refault_finvalidate: the pages that stay | invalpath FLAGS PATH
  *	map M F r|rw|p OFF LEN	p: private, writable
  *	unmap M | msync M [async] | load M OFF LEN | store M OFF HEX | fill M OFF LEN BYTE
  *	all M OFF LEN		the one byte that OFF..LEN is made of, or "mixed at OFFSET: BYTE"
@@ -27,6 +29,7 @@
  *	fork COMMAND...		a child of this very process obeys it, answers, and is gone
  *	pid | exit
  */
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -44,6 +47,8 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+#include <refault/refault.h>
 
 enum { N = 64, LINE = 1 << 20, SPIN_SECONDS = 30 };
 
@@ -273,6 +278,28 @@ static void say_written(ssize_t r, size_t n)
 		printf("short %zd\n", r);
 }
 
+static void say_number(long r)
+{
+	if (r < 0)
+		say_ok(-1);
+	else
+		printf("%ld\n", r);
+}
+
+/* Of the library, if it was preloaded. */
+static void invalidate(int fd, int flags, const char *path)
+{
+	__typeof__(refault_finvalidate) *by_fd;
+	__typeof__(refault_invalidate) *by_path;
+
+	*(void **)&by_fd = dlsym(RTLD_DEFAULT, "refault_finvalidate");
+	*(void **)&by_path = dlsym(RTLD_DEFAULT, "refault_invalidate");
+	if (!by_fd || !by_path)
+		puts("err no library");
+	else
+		say_number(path ? by_path(path, flags) : by_fd(fd, flags));
+}
+
 static void obey_stream(const char *cmd, int f, char *rest)
 {
 	size_t n = unhex(rest);
@@ -295,6 +322,7 @@ static void obey_file(const char *cmd, int f, char *rest)
 	struct flock fl = {.l_type = F_WRLCK, .l_len = 1};
 	long long a = 0, b = 0;
 	char *hex = strrchr(rest, ' '), kind[16], how[16];
+	int advice;
 
 	sscanf(rest, "%lld %lld", &a, &b);
 	hex = hex ? hex + 1 : rest;
@@ -320,6 +348,12 @@ static void obey_file(const char *cmd, int f, char *rest)
 		say_ok(fdatasync(fds[f]));
 	else if (strcmp(cmd, "truncate") == 0)
 		say_ok(ftruncate(fds[f], a));
+	else if (strcmp(cmd, "invalidate") == 0)
+		invalidate(fds[f], (int)a, NULL);
+	else if (strcmp(cmd, "advise") == 0 && sscanf(rest, "%*d %*d %d", &advice) == 1)
+		errno = posix_fadvise(fds[f], a, b, advice), say_ok(errno ? -1 : 0);
+	else if (strcmp(cmd, "readahead") == 0)
+		say_ok((long)readahead(fds[f], a, (size_t)b));
 	else if (strcmp(cmd, "punch") == 0)
 		say_ok(fallocate(fds[f], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, a, b));
 	else if (strcmp(cmd, "falloc") == 0 && sscanf(rest, "%15s %lld %lld", kind, &a, &b) == 3)
@@ -410,6 +444,9 @@ static bool obey(char *s)
 	} else if (strcmp(cmd, "cut") == 0) {
 		len = -1;
 		say_ok(sscanf(s, "cut %4095s %lld", name, &len) == 2 ? truncate(name, len) : -1);
+	} else if (strcmp(cmd, "invalpath") == 0 &&
+		   sscanf(s, "invalpath %d %4095s", &f, name) == 2) {
+		invalidate(-1, f, name);
 	} else if (strcmp(cmd, "stat") == 0) {
 		if (sscanf(s, "stat %4095s", name) != 1 || stat(name, &st))
 			say_ok(-1);

@@ -13,8 +13,8 @@
  *	journal op		changes on their way to the server, where a crash does not reach them
  *	flush reject		write-back; what becomes of changes that the server refuses
  *	brk server key		breaks; connections to servers, leases, mass breaks; identities
- *	structural req inval	truncate and its kin; requests of programs; bulk invalidation
- *	info			the status text
+ *	structural inval seek	truncate and its kin; bulk invalidation; where the holes are
+ *	req info		requests of programs; the status text
  */
 #ifndef AGENT_AG_H
 #define AGENT_AG_H

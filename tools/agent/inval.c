@@ -9,6 +9,11 @@
  * A page that stays is still in page tables, where no promise would protect it: then the file is
  * stripped.
  *
+ * FLUSH writes back first, through the gate and with stores frozen (freeze.h), so that a store is either
+ * in what is written, or waits and goes to a page that was fetched anew.  While the server is away
+ * nothing is frozen, and when the program is told so nothing was dropped.  A page that does not become
+ * clean (a stopped thread is about to store to it) stays.
+ *
  * DISCARD takes dirty pages, too, as an excision does, but nobody is told of an error.  A STORE that
  * is on its way then may still arrive: if it does, its ranges are dropped here once more (op.c), and
  * it shows.  What was extended here and not sent is cut off.
@@ -17,7 +22,8 @@
  * its files are opened, closed and flushed by whomever.
  *
  * Counters: invalidate, drop (change.c).
- * Locks: invalidate_lock, exclusive, through ag_task_lock; page words by CAS.
+ * Locks: gate and frozen, through freeze.h; invalidate_lock, exclusive, through ag_task_lock; page words
+ * by CAS.
  */
 #include "inval.h"
 
@@ -26,8 +32,11 @@
 #include <string.h>
 
 #include "change.h"
+#include "freeze.h"
 #include "pin.h"
 #include "server.h"
+
+#define FLUSH_TRIES 5u
 
 /* ---- the task ---- */
 
@@ -147,31 +156,143 @@ static void inval_done(struct ag_task *t)
 	if (!req)
 		return;
 	req->task = NULL;
-	req->err = t->err;
+	req->err = t->err ? t->err : req->err;
 	req->ret = t->size;
 }
 
-void ag_inval_serve(struct ag_req *req)
+int ag_inval_check(uint64_t flags)
+{
+	return flags & ~(uint64_t)(RF_INVAL_FLUSH | RF_INVAL_DISCARD) ||
+		       flags == (RF_INVAL_FLUSH | RF_INVAL_DISCARD)
+		   ? -EINVAL
+		   : 0;
+}
+
+static uint64_t first_of(const struct ag_req *req)
+{
+	return req->q.arg[1] ? req->q.arg[0] : 0;
+}
+
+static uint64_t end_of(const struct ag_req *req)
 {
 	const uint64_t first = req->q.arg[0], n = req->q.arg[1];
-	struct ag_task *t;
 
-	if (req->task)
-		return;
-	if (req->asked) {
-		ag_req_finish(req, req->err, req->ret);
-		return;
-	}
+	return n && n < UINT64_MAX - first ? first + n : UINT64_MAX;
+}
+
+static void drop(struct ag_req *req)
+{
+	struct ag_task *t = ag_task_new(req->vn, ag_step_invalidate);
+
 	req->asked = true;
-	ag_count(req->ag, RF_R_INVALIDATE, 1);
-	t = ag_task_new(req->vn, ag_step_invalidate);
-	t->page = n ? first : 0;
-	t->end = n && n < UINT64_MAX - first ? first + n : UINT64_MAX;
+	req->op_seq = req->vn->op_seq;
+	t->page = first_of(req);
+	t->end = end_of(req);
 	t->discard = req->q.arg[2] & RF_INVAL_DISCARD;
 	t->done = inval_done;
 	t->req = req;
 	req->task = t;
 	ag_task_post(t);
+}
+
+/* Pages that have to be written back, and can become clean. */
+static uint64_t to_flush(const struct ag_req *req)
+{
+	struct ag_vnode *vn = req->vn;
+	struct ag_scan s = ag_scan(vn, first_of(req), ag_min(end_of(req), ag_vn_pages(vn)));
+	uint64_t page, n = 0;
+
+	while (ag_scan_next(&s, &page)) {
+		const uint64_t w = atomic_load(&vn->word[page]);
+
+		n += ag_w_twinned(w) && !(w & RF_W_SYNC) && !ag_pinned_long(vn, page);
+	}
+	return n;
+}
+
+static void let_go(struct ag_req *req)
+{
+	if (req->parts)
+		ag_req_orphan(req, req->vn);
+	if (req->hold)
+		ag_hold_end(req->hold);
+	req->hold = NULL;
+	req->flushes = 0;
+}
+
+/* What the server refused was excised; who asked for the flush is told, too. */
+static int refusal(const struct ag_req *req)
+{
+	struct rf_vnode *st = req->vn->st;
+	const int err = atomic_load(&st->wb_err);
+
+	if (!req->flushes ||
+	    (req->errseq | RF_ERRSEQ_SEEN) == (atomic_load(&st->errseq) | RF_ERRSEQ_SEEN))
+		return 0;
+	return err > 0 && err < 4096 ? -err : -EIO;
+}
+
+/* Frozen, and nothing is dirty any more that can be clean: 1.  0: not yet, or it is over. */
+static int flushed(struct ag_req *req)
+{
+	struct ag_vnode *vn = req->vn;
+	const uint64_t n = to_flush(req);
+	const char *why;
+	int r = req->err;
+
+	if (!r && (n || vn->size > vn->ssize)) {
+		r = ag_req_ready(req, vn->op_seq, &why);
+		if (!r)
+			let_go(req); /* stores do not wait for the server to come back */
+		if (!r)
+			return 0;
+	}
+	if (r < 0) {
+		let_go(req);
+		ag_req_finish(req, r, n);
+		return 0;
+	}
+	if (!req->hold) {
+		req->hold = ag_hold_new(vn, NULL);
+		if (!req->hold)
+			return 0; /* who opens it looks at us */
+		req->hold->tell = vn;
+		ag_hold_freeze(req->hold, false, NULL);
+	}
+	if (req->hold->under_way || req->parts)
+		return 0;
+	if (req->flushes == FLUSH_TRIES || (!n && vn->size <= vn->ssize)) {
+		req->err = refusal(req);
+		return 1;
+	}
+	if (!req->flushes++)
+		req->errseq = atomic_load(&vn->st->errseq);
+	ag_req_flush_part(req, vn, req->hold, first_of(req), end_of(req));
+	return 0;
+}
+
+void ag_inval_serve(struct ag_req *req)
+{
+	const bool flush = req->q.arg[2] & RF_INVAL_FLUSH;
+	const char *why;
+	int r;
+
+	if (req->task)
+		return;
+	if (!req->asked) {
+		if (!flush || flushed(req))
+			drop(req);
+		return;
+	}
+	let_go(req);
+	/* Others do not see the old bytes either, as after any flush. */
+	if (flush && !req->err && !ag_ops_done(req->vn, req->op_seq)) {
+		r = ag_req_ready(req, req->op_seq, &why);
+		if (r >= 0)
+			return;
+		req->err = r;
+	}
+	ag_req_finish(req, req->err, req->ret);
 }
 
 /* ---- the command ---- */
@@ -264,7 +385,7 @@ int ag_inval_peer(struct ag_peer *p, const void *buf, size_t len)
 	memcpy(&i, buf, sizeof(i));
 	buf = (const char *)buf + sizeof(i);
 	len -= sizeof(i);
-	if (i.flags & ~(uint32_t)RF_INVAL_DISCARD)
+	if (ag_inval_check(i.flags))
 		return -EINVAL;
 	return i.files ? by_inode(p, buf, len, i.files, i.flags) : by_name(p, buf, len, i.flags);
 }

@@ -32,6 +32,7 @@
 #include "inval.h"
 #include "key.h"
 #include "reject.h"
+#include "seek.h"
 #include "server.h"
 #include "structural.h"
 
@@ -157,6 +158,10 @@ static void req_free(struct ag_req *req)
 	}
 	if (req->change)
 		ag_structural_free(req);
+	if (req->hold)
+		ag_hold_end(req->hold);
+	if (req->parts && req->vn) /* they go on for nobody */
+		ag_req_orphan(req, req->vn);
 	ag_list_del(&req->link);
 	ag_list_del(&req->by_proc);
 	if (req->proc)
@@ -1008,6 +1013,9 @@ void ag_reqs_serve(struct ag_vnode *vn)
 		case RF_OP_INVALIDATE:
 			ag_inval_serve(req);
 			break;
+		case RF_OP_SEEK:
+			ag_seek_serve(req);
+			break;
 		default:
 			ag_structural_serve(req);
 			break;
@@ -1103,12 +1111,13 @@ static void request(struct ag_proc *p, const struct rf_req *q, const void *var, 
 		ahead(vn, q);
 		return;
 	case RF_OP_INVALIDATE:
-		if (q->arg[2] & ~(uint64_t)RF_INVAL_DISCARD)
-			r = -EINVAL;
+		r = ag_inval_check(q->arg[2]);
 		break;
 	case RF_OP_SEEK:
-		ag_proc_answer(p, q->cell, q->seq, -EOPNOTSUPP, 0, 0);
-		return;
+		r = q->arg[1] != SEEK_DATA && q->arg[1] != SEEK_HOLE ? -EINVAL
+		    : q->arg[0] > AG_SIZE_MAX                        ? -ENXIO
+								     : 0;
+		break;
 	case RF_OP_SETSIZE:
 	case RF_OP_FALLOC:
 	case RF_OP_REMAP:

@@ -46,7 +46,10 @@ struct ag_req {
 	struct rf_open open;
 	char *path;
 
-	/* INVALIDATE for the command */
+	/* INVALIDATE: with FLUSH; for the command */
+	struct ag_hold *hold;
+	unsigned flushes;
+	uint32_t errseq; /* before the first */
 	struct ag_peer *peer;
 	uint32_t index; /* of what it asked for */
 

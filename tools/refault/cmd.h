@@ -3,11 +3,12 @@
  * cmd.h - the parts of the `refault` command.  Each prints one clear line to stderr when it fails.
  *
  * main.c: options, usage.  run.c: `refault run`.  program.c: may the library be preloaded into this
- * program?  info.c: `refault status`, `refault stop`.
+ * program?  info.c: `refault status`, `refault stop`.  invalidate.c: `refault invalidate`.
  */
 #ifndef REFAULT_CMD_H
 #define REFAULT_CMD_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /* Exit codes of env(1) and nice(1). */
@@ -18,6 +19,15 @@ int cmd_run(int argc, char **argv);
 
 /* Ask this user's agent for `word` and print what it says.  Returns the exit code. */
 int cmd_info(const char *word);
+
+/* `refault invalidate ARGS`.  Returns the exit code. */
+int cmd_invalidate(int argc, char **argv);
+
+/*
+ * A connection to this user's agent.  -1, after a message; but if none is running and `none` is given,
+ * that is set and nothing said.
+ */
+int agent_connect(bool *none);
 
 /*
  * Find name as execvp() would; the path goes to buf.  Returns 0 or the exit code, after a message.

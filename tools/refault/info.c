@@ -44,12 +44,14 @@ static bool runtime_dir(char *buf, size_t len)
 }
 
 /* Somebody else's directory could hold somebody else's agent. */
-static bool ours(const char *dir)
+static bool ours(const char *dir, bool *none)
 {
 	struct stat st;
 
 	if (lstat(dir, &st)) {
-		if (errno == ENOENT)
+		if (errno == ENOENT && none)
+			*none = true;
+		else if (errno == ENOENT)
 			warnx("no agent is running (there is no %s)", dir);
 		else
 			warn("%s", dir);
@@ -62,7 +64,7 @@ static bool ours(const char *dir)
 	return true;
 }
 
-static int agent_connect(void)
+int agent_connect(bool *none)
 {
 	struct sockaddr_un sa = {.sun_family = AF_UNIX};
 	struct timeval patience = {.tv_sec = ANSWER_SECONDS};
@@ -74,7 +76,7 @@ static int agent_connect(void)
 		warnx("the path of the runtime directory is too long for a socket");
 		return -1;
 	}
-	if (!ours(dir))
+	if (!ours(dir, none))
 		return -1;
 	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (fd < 0) {
@@ -82,7 +84,9 @@ static int agent_connect(void)
 		return -1;
 	}
 	if (connect(fd, (struct sockaddr *)&sa, sizeof(sa))) {
-		if (errno == ENOENT || errno == ECONNREFUSED)
+		if ((errno == ENOENT || errno == ECONNREFUSED) && none)
+			*none = true;
+		else if (errno == ENOENT || errno == ECONNREFUSED)
 			warnx("no agent is running at %s", sa.sun_path);
 		else
 			warn("%s", sa.sun_path);
@@ -103,7 +107,7 @@ int cmd_info(const char *word)
 	ssize_t n;
 	int ret = 1;
 
-	int fd = agent_connect();
+	int fd = agent_connect(NULL);
 	if (fd < 0)
 		return 1;
 	size_t len = strlcpy(packet.word, word, sizeof(packet.word));
