@@ -16,7 +16,7 @@ if ! export_on ext4; then
 	exit 0
 fi
 # Page k of each file is made of the letter k: a, b, c ...
-for f in moved held lost killed dead source copy one two stuck; do
+for f in moved held lost killed dead source copy one two silent still other; do
 	for k in a b c d e f g h; do head -c $P /dev/zero | tr '\0' $k; done >"$T/vol/$f"
 done
 : >"$T/vol/many"
@@ -140,7 +140,10 @@ killed() {
 	# The same with the flush on its way: there is no change yet, and nothing is frozen for ever.
 	want a2 ok store 6 $((5 * P)) 59 && hold && tell a falloc 6 insert $P $P && becomes killed frozen && kill_agent &&
 		pass && answered a ok && want a2 ok store 6 $((7 * P)) 5a && want b 00 pread 6 1 $P &&
-		want b 59 pread 6 1 $((6 * P)) && want a ok msync 6 && want b 5a pread 6 1 $((7 * P))
+		want b 59 pread 6 1 $((6 * P)) && want a ok msync 6 && want b 5a pread 6 1 $((7 * P)) || return
+	# And a copy, of a file that nobody has open any more when it is asked for again.
+	want a ok open 20 "$T/vol/other" rw && hold && tell a2 copy 6 2 0 $P $((8 * P)) && kill_agent && pass && answered a2 ok &&
+		want b 58 pread 6 1 $((8 * P)) && want a 58 load 6 $((8 * P)) 1
 }
 here agent-that-is-killed-in-between killed
 
@@ -181,6 +184,37 @@ crosswise() {
 	done
 }
 here two-hosts-crosswise crosswise
+
+# The server has nothing to say for too long: who asked is told, and stores do not wait any longer.
+silent() {
+	dismiss a a2
+	raw A "$BIN/refault" stop >/dev/null || return
+	REFAULT_TIMEOUT=4 start_agent A
+	worker a A
+	worker a2 A
+	open_all 8 silent && want a2 ok store 8 0 58 && hold && tell a falloc 8 punch $P $P && becomes silent frozen &&
+		tell a2 store 8 1 59 && answered a 'err ETIMEDOUT' && answered a2 ok && becomes silent gated || return
+	pass && want a ok msync 8 && want b 585961 load 8 0 3 && want b 00 load 8 $P 1 && want a 00 load 8 $P 1 &&
+		eventually 10 free_again silent
+}
+here server-that-is-silent silent
+
+# A program stands still with a page in use: who would move that page is told, and nobody else waits.
+still() {
+	local line
+	want a2 ok open 9 "$T/vol/still" rw && want a2 ok map 9 9 rw 0 $((8 * P)) || return
+	mkfifo "$T/still.out"
+	timeout 60 "${AS[@]}" "$BIN/tests/agent_probe" "$T/a/agent.sock" "unix:$T/srv/relay.sock" vol still still \
+		>"$T/still.out" 2>&1 &
+	exec {still}<"$T/still.out"
+	read -r -t 20 line <&"$still" && [ "$line" = asking ] || { echo "said '$line'"; return 1; }
+	want a2 ok store 9 $((5 * P)) 58 && want a2 ok msync 9 && want b ok open 9 "$T/vol/still" rw &&
+		want b 5866 pread 9 2 $((5 * P)) || return
+	read -r -t 20 line <&"$still" && [ "$line" = moved ] || { echo "said '$line'"; return 1; }
+	want a2 7374696c6c load 9 $P 5 && want a2 ok msync 9 &&
+		want b 7374696c6c pread 9 5 $P && want b 5866 pread 9 2 $((4 * P)) && want b $((7 * P)) size 9
+}
+here program-that-stands-still still
 
 # What is copied is the file of one moment, though programs store to it all the time.
 frozen() {

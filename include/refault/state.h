@@ -42,10 +42,11 @@
  * gate (the agent's, not in here): one structural change (truncate, fallocate, remap) of a vnode at a
  * time, from before its flush until the server has applied it and the cache follows.
  *
- * frozen: the modification side.  Set in invalidate_lock, when every writable PTE of the vnode has
- * been taken away: from then on no page becomes DIRTY (page_mkwrite waits), while pages are still
+ * frozen: the modification side.  Set in invalidate_lock, when every writable PTE of the vnode (but
+ * those under LONG pins) has been taken away: from then on no page becomes DIRTY (page_mkwrite waits), while pages are still
  * filled, mapped and read.  So what is flushed under it is the file of one moment, and a clone, a
- * dedupe, a collapse or an invalidate is atomic towards stores, over RPCs too; a lost connection ends it.
+ * dedupe, a collapse or an invalidate is atomic towards stores, over RPCs too; a lost connection, or an
+ * answer that does not come, ends it.
  * A store never waits for it with a slot in hand.
  *
  * invalidate_lock: the shared side is a slot: claim by CAS, look at `invalidate`; set -> release,

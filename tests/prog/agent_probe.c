@@ -5,6 +5,7 @@
  *
  *	path	attach, open, fault, map, dirty, flush, and see it flushed
  *	stuck	dirty a page and hold its slot for ever: a flush ends all the same
+ *	still	the same, and have the page moved by COLLAPSE_RANGE: EBUSY, in the end
  *	deaf	map the file, never answer strip orders: prints "mapped", waits for a line, then for
  *		the page to be taken away
  *	punch	punch and truncate what the agent gave us, under a dirty page
@@ -354,6 +355,26 @@ static void test_stuck(struct probe *p)
 	raise(SIGKILL);
 }
 
+static void test_still(struct probe *p)
+{
+	need(ask_op(p, RF_OP_FAULT, 0, PAGES, 0), "FAULT");
+	map_file(p);
+	claim(p, 2);
+	dirty(p, 2);
+	memcpy(p->map + 2 * 4096, "still", 5);
+	puts("asking");
+	fflush(stdout);
+	if (ask_op(p, RF_OP_FALLOC, FALLOC_FL_COLLAPSE_RANGE, 0, 4096) != -EBUSY)
+		errx(1, "a page that is being used is moved");
+	if (atomic_load(&p->st->frozen))
+		errx(1, "given up, but frozen");
+	release(p);
+	need(ask_op(p, RF_OP_FALLOC, FALLOC_FL_COLLAPSE_RANGE, 0, 4096), "COLLAPSE");
+	if (atomic_load(&p->st->frozen))
+		errx(1, "done, but frozen");
+	puts("moved");
+}
+
 static void test_deaf(struct probe *p)
 {
 	char line[8];
@@ -498,6 +519,8 @@ int main(int argc, char **argv)
 		test_path(&p);
 	else if (!strcmp(t, "stuck"))
 		test_stuck(&p);
+	else if (!strcmp(t, "still"))
+		test_still(&p);
 	else if (!strcmp(t, "deaf"))
 		test_deaf(&p);
 	else if (!strcmp(t, "punch"))

@@ -19,12 +19,14 @@
 #include <unistd.h>
 
 #include "tools/agent/conf.h"
+#include "tools/agent/freeze.h"
 #include "tools/agent/keep.h"
 #include "tools/agent/key.h"
 #include "tools/agent/pages.h"
 #include "tools/agent/reject.h"
 #include "tools/agent/req.h"
 #include "tools/agent/server.h"
+#include "tools/agent/structural.h"
 #include "tools/agent/super.h"
 
 /* ---- options ---- */
@@ -997,6 +999,120 @@ Test(agent_journal, what_makes_no_sense_is_dropped)
 	}
 }
 
+static struct ag_op *remap_new(struct ag_vnode *vn)
+{
+	struct ag_op *op = ag_op_new(vn, RF_REMAP, false);
+
+	op->program = true;
+	op->request = (uint64_t)1 << 63 | 21;
+	op->src = (struct ag_slot_src){{78, 2}, 4096, 0, RF_REMAP_COPY, 1, 0};
+	op->change.range[0] = (rf_range){8192, 4096};
+	op->change.n = 1;
+	op->change.len = 5;
+	memcpy(op->change.data, "a/src", 6);
+	return op;
+}
+
+Test(agent_journal, a_copy_knows_its_source)
+{
+	struct ag_vnode *vn = fresh();
+	struct ag_op *op = remap_new(vn);
+
+	op->hold = ag_hold_new(vn, NULL);
+	ag_op_arm(op);
+	memset(op->change.data + 5, 'x', 3);
+	vn = crash(vn);
+	cr_assert_eq(ag_ops_adopt(vn), 1);
+	op = only_op(vn);
+	cr_assert(op->type == RF_REMAP && op->src.fid.ino == 78 && op->src.fid.gen == 2 &&
+		  op->src.off == 4096 && op->src.kind == RF_REMAP_COPY && op->src.nameless);
+	cr_assert(op->change.range[0].off == 8192 && op->change.range[0].len == 4096);
+	cr_assert_str_eq((char *)op->change.data, "a/src");
+	cr_assert(op->hold && vn->gate == op->hold, "nothing overtakes it");
+}
+
+Test(agent_journal, copies_that_make_no_sense)
+{
+	for (unsigned i = 0; i < 9; i++) {
+		struct ag_vnode *vn = fresh();
+		struct ag_op *op = remap_new(vn);
+		struct ag_slot *s = op->slot;
+
+		ag_op_arm(op);
+		cr_assert(ag_slot_sound(s, CAP));
+		switch (i) {
+		case 0:
+			s->src.kind = 0;
+			break;
+		case 1:
+			s->src.kind = RF_REMAP_COPY + 1;
+			break;
+		case 2:
+			s->src.key = RF_KEYS;
+			break;
+		case 3:
+			s->src.off = UINT64_MAX;
+			break;
+		case 4:
+			s->len = RF_MAX_PATH + 1;
+			break;
+		case 5:
+			s->data[2] = 0;
+			break;
+		case 6:
+			s->program = 0;
+			break;
+		case 7:
+			s->nranges = 2;
+			break;
+		case 8:
+			s->range[0].off = UINT64_MAX;
+			break;
+		}
+		cr_assert_not(ag_slot_sound(s, CAP), "%u", i);
+	}
+}
+
+static struct ag_op *collapse_new(struct ag_vnode *vn)
+{
+	struct ag_op *op = ag_op_new(vn, RF_FALLOC, false);
+
+	op->program = true;
+	op->request = (uint64_t)1 << 63 | 22;
+	op->mode = FALLOC_FL_COLLAPSE_RANGE;
+	op->change.range[0] = (rf_range){4096, 4096};
+	op->change.n = 1;
+	return op;
+}
+
+/* What moves stays frozen until its pages are gone; all else is let go of at once. */
+Test(agent_journal, frozen_over_a_crash)
+{
+	struct ag_vnode *vn = fresh();
+	struct ag_op *op = collapse_new(vn);
+
+	ag_op_arm(op);
+	atomic_store(&vn->st->frozen, 1);
+	vn = crash(vn);
+	ag_freeze_adopt(vn);
+	cr_assert_eq(ag_ops_adopt(vn), 1);
+	cr_assert(vn->gate && vn->frozen && atomic_load(&vn->st->frozen));
+	cr_assert_not(ag_list_empty(&vn->tasks), "its pages are to go");
+	ag_op_end(only_op(vn));
+	cr_assert(!vn->gate && !vn->frozen && !atomic_load(&vn->st->frozen));
+
+	vn = fresh();
+	op = collapse_new(vn);
+	op->mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+	ag_op_arm(op);
+	atomic_store(&vn->st->frozen, 1);
+	vn = crash(vn);
+	ag_freeze_adopt(vn);
+	cr_assert_eq(ag_ops_adopt(vn), 1);
+	cr_assert(vn->gate && !vn->frozen && !atomic_load(&vn->st->frozen));
+	cr_assert(ag_list_empty(&vn->tasks));
+}
+
 Test(agent_journal, of_files_that_are_not_there)
 {
 	struct ag_vnode *vn = fresh();
@@ -1025,6 +1141,104 @@ Test(agent_journal, one_server_cannot_take_all)
 	cr_assert(ag_op_new(other, RF_STORE, false));
 	ag_op_end(ag_first(&vn->ops, struct ag_op, link));
 	cr_assert(ag_list_empty(&vn->starve) && !ag_list_empty(&vn->kick), "it is looked at");
+}
+
+/* ---- gates ---- */
+
+Test(agent_hold, both_gates_or_none)
+{
+	struct ag_vnode *a = fresh(), *b = agent_new(dup(a->ag->journal_fd));
+	struct ag_gate_wait w = {.vn = b};
+	struct ag_hold *h, *g;
+
+	b->ag = a->ag;
+	b->id = 3;
+	h = ag_hold_new(a, a);
+	cr_assert(h && h->vn[0] == a && !h->vn[1] && a->gate == h, "the same file twice is once");
+	cr_assert_null(ag_hold_new(b, a));
+	cr_assert_null(b->gate, "nobody holds one and waits for the other");
+	ag_list_add(&a->gate_waits, &w.link);
+	cr_assert(ag_list_empty(&b->kick));
+	ag_hold_end(h);
+	cr_assert(!a->gate && !ag_list_empty(&b->kick), "who waits for it is looked at");
+	h = ag_hold_new(a, b);
+	cr_assert(h && h->vn[0] == b && h->vn[1] == a, "the smaller id first");
+	ag_hold_keep(h, a);
+	cr_assert(!b->gate && a->gate == h);
+	g = ag_hold_new(b, NULL);
+	cr_assert(g);
+	ag_hold_end(h);
+	ag_hold_end(g);
+}
+
+static int refuse(struct ag_hold *h, struct ag_task *t)
+{
+	return t->vn == h->vn[1] ? -ETXTBSY : 0;
+}
+
+Test(agent_hold, frozen_both_or_none)
+{
+	struct ag_vnode *a = fresh(), *b = agent_new(dup(a->ag->journal_fd));
+	struct ag_hold *h;
+
+	b->ag = a->ag;
+	b->id = 7;
+	b->st = aligned_alloc(4096, 2 * RF_VNODE_HDR);
+	memset(b->st, 0, 2 * RF_VNODE_HDR);
+	b->word = rf_vnode_words(b->st);
+	h = ag_hold_new(b, a);
+	ag_hold_freeze(h, true, refuse);
+	cr_assert(ag_list_empty(&b->tasks), "one invalidate_lock at a time");
+	ag_tasks_run(a);
+	cr_assert(a->frozen && !atomic_load(&a->st->invalidate) && h->under_way);
+	ag_tasks_run(b);
+	cr_assert(h->err == -ETXTBSY && !h->frozen && !h->under_way);
+	cr_assert(!a->frozen && !b->frozen && !atomic_load(&a->st->frozen));
+	ag_hold_freeze(h, true, NULL);
+	ag_tasks_run(a);
+	ag_tasks_run(b);
+	cr_assert(h->frozen && !h->err && atomic_load(&a->st->frozen) &&
+		  atomic_load(&b->st->frozen));
+	ag_hold_thaw(h);
+	cr_assert(!a->frozen && !b->frozen && a->gate == h && b->gate == h);
+	/* Given up in the middle: the task that is on its way freezes nothing. */
+	ag_hold_freeze(h, true, NULL);
+	ag_hold_end(h);
+	cr_assert(!a->gate && !b->gate);
+	ag_tasks_run(a);
+	ag_tasks_run(b);
+	cr_assert(!a->frozen && !b->frozen && !a->task && !atomic_load(&a->st->invalidate));
+}
+
+/* ---- arguments of structural changes ---- */
+
+static int falloc_check(struct ag_vnode *vn, uint64_t mode, uint64_t off, uint64_t len)
+{
+	const struct rf_req q = {.op = RF_OP_FALLOC, .arg = {mode, off, len}};
+
+	return ag_structural_check(vn->ag, vn, &q);
+}
+
+Test(agent_structural, arguments)
+{
+	struct ag_vnode *vn = fresh();
+
+	cr_assert_eq(falloc_check(vn, 0, 0, 1), 0);
+	cr_assert_eq(falloc_check(vn, FALLOC_FL_UNSHARE_RANGE | FALLOC_FL_KEEP_SIZE, 0, 1), 0);
+	cr_assert_eq(falloc_check(vn, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, 0, 1), 0);
+	cr_assert_eq(falloc_check(vn, FALLOC_FL_COLLAPSE_RANGE, 1, 1), 0, "the server's to refuse");
+	cr_assert_eq(falloc_check(vn, 0, 0, 0), -EINVAL);
+	cr_assert_eq(falloc_check(vn, 0, (uint64_t)-1, 1), -EINVAL);
+	cr_assert_eq(falloc_check(vn, 0, 1, (uint64_t)-1), -EINVAL);
+	cr_assert_eq(falloc_check(vn, 0, AG_SIZE_MAX, 1), -EFBIG);
+	cr_assert_eq(falloc_check(vn, 0, INT64_MAX, INT64_MAX), -EFBIG);
+	cr_assert_eq(falloc_check(vn, FALLOC_FL_PUNCH_HOLE, 0, 1), -EOPNOTSUPP);
+	cr_assert_eq(falloc_check(vn, FALLOC_FL_INSERT_RANGE | FALLOC_FL_KEEP_SIZE, 0, 1),
+		     -EOPNOTSUPP);
+	cr_assert_eq(falloc_check(vn, FALLOC_FL_INSERT_RANGE | FALLOC_FL_COLLAPSE_RANGE, 0, 1),
+		     -EOPNOTSUPP);
+	cr_assert_eq(falloc_check(vn, 4, 0, 1), -EOPNOTSUPP);
+	cr_assert_eq(falloc_check(vn, (uint64_t)1 << 40, 0, 1), -EOPNOTSUPP);
 }
 
 /* ---- rejections ---- */
