@@ -319,7 +319,7 @@ static void *map_raw(struct ctx *c, struct vnode *vn, void *addr, size_t len, in
 	if (!r && (flags & MAP_TYPE) != MAP_PRIVATE)
 		r = (int)rf_syscall(SYS_madvise, p, len, MADV_DONTFORK);
 	if (!r && ((flags & MAP_LOCKED) || atomic_load(&c->mlock_future)))
-		r = (int)rf_syscall(SYS_mlock2, p, len, MLOCK_ONFAULT); /* see advice.c */
+		r = (int)rf_syscall(SYS_mlock2, p, len, MLOCK_ONFAULT); /* see map_advice.c */
 	if (r) {
 		rf_syscall(SYS_munmap, p, len);
 		return (void *)(long)r;

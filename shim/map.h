@@ -80,7 +80,7 @@ int map_msync(struct ctx *c, void *addr, size_t len, int flags);
 /* Change the flags of every entry in [lo, hi), splitting where it begins and ends. */
 int map_flags(struct ctx *c, uintptr_t lo, uintptr_t hi, uint32_t clear, uint32_t set);
 
-/* advice.c */
+/* map_advice.c */
 int map_madvise(struct ctx *c, void *addr, size_t len, int advice);
 int map_mlock(struct ctx *c, const void *addr, size_t len, unsigned flags);
 int map_munlock(struct ctx *c, const void *addr, size_t len);

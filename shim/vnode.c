@@ -75,7 +75,7 @@ static int cover_locked(struct ctx *c, struct vnode *vn, uint64_t pages)
 			want *= 2;
 		/*
 		 * Registering needs VM_MAYWRITE, which a read-only mapping of this descriptor has.
-		 * Not readable before: under mlockall(MCL_FUTURE) holes would be filled with zeros.
+		 * Not readable before: under mlockall(MCL_FUTURE) every hole would get a page of zeros.
 		 */
 		p = sys_mmap(NULL, want, PROT_NONE, MAP_SHARED | MAP_NORESERVE, vn->data_fd, 0);
 		if (sys_err(p))

@@ -10,7 +10,8 @@
  * relocation, so it is opened for the moment.  This covers streams made before, stdout above all:
  * the shell's `echo x > file`.
  *
- * fopen itself: the stream is made natively, then its descriptor adopted.
+ * fopen itself: the stream is made natively, then its descriptor adopted; where it would truncate, the
+ * other way round.
  *
  * Locks: once_lock, for the one time.
  */
@@ -178,21 +179,41 @@ static FILE *adopted(struct ctx *c, FILE *fp, const char *path, const char *mode
 	return NULL;
 }
 
+/*
+ * A managed file must not be truncated underneath.  So a stream that would is made on /dev/null (fp),
+ * which gives it its number and what its mode says, and then gets the descriptor of what open()
+ * truncated as the server knows it.
+ */
+static bool truncates(struct ctx *c, const char *path, const char *mode)
+{
+	return c->nvol && (mode_flags(mode) & (O_TRUNC | O_EXCL)) == O_TRUNC &&
+	       anchor_maybe(c, AT_FDCWD, path, 0);
+}
+
+static FILE *truncated(FILE *fp, const char *path, const char *mode)
+{
+	int fd = fp ? w_open(path, mode_flags(mode), 0666) : -1, r = -1, saved = errno;
+
+	if (fd >= 0) {
+		r = w_dup3(fd, fp->_fileno, mode_flags(mode) & O_CLOEXEC);
+		saved = r < 0 ? errno : saved;
+		w_close(fd);
+	}
+	if (fp && r < 0) {
+		fclose(fp);
+		fp = NULL;
+	}
+	errno = saved;
+	return fp;
+}
+
 FILE *w_fopen(const char *path, const char *mode)
 {
 	struct ctx *c = ctx_get();
 	FILE *fp;
-	int fd;
 
-	/* A managed file must not be truncated underneath: as open() does it, unless a character
-	 * set is asked for, which fdopen() does not know. */
-	if (c->nvol && *mode == 'w' && !strchr(mode, ',') && anchor_maybe(c, AT_FDCWD, path, 0)) {
-		fd = w_open(path, mode_flags(mode), 0666);
-		fp = fd < 0 ? NULL : fdopen(fd, mode);
-		if (fd >= 0 && !fp)
-			w_close(fd);
-		return fp;
-	}
+	if (truncates(c, path, mode))
+		return truncated(c->real.fopen("/dev/null", mode), path, mode);
 	fp = c->real.fopen(path, mode);
 	if (!fp && c->nvol && (errno == ENOENT || errno == ENOTDIR))
 		anchor_missed(c, path);
@@ -200,52 +221,31 @@ FILE *w_fopen(const char *path, const char *mode)
 }
 WRAP_ALIAS(fopen64, fopen);
 
-/*
- * freopen("w") of a managed file: the stream is made anew on /dev/null, with the number and the
- * flags that it is to have, and the descriptor, opened and truncated by us, is put under it.
- */
-static FILE *reopen_truncated(struct ctx *c, const char *path, const char *mode, FILE *fp)
-{
-	int fd, saved;
-
-	fflush(fp); /* it may be the same file */
-	fd = w_open(path, mode_flags(mode), 0666);
-	saved = errno;
-	fp = c->real.freopen(fd < 0 ? "/dev/null/" : "/dev/null", mode, fp);
-	if (fp && w_dup3(fd, fp->_fileno, mode_flags(mode) & O_CLOEXEC) < 0) {
-		saved = errno;
-		fclose(fp);
-		fp = NULL;
-	}
-	if (fd >= 0)
-		w_close(fd);
-	errno = saved;
-	return fp;
-}
-
 /* The stream's number stays, the file under it changes; or, on failure, it was closed. */
 FILE *w_freopen(const char *path, const char *mode, FILE *fp)
 {
 	struct ctx *c = ctx_get();
-	int fd = fp->_fileno, saved;
+	int fd = fp->_fileno, same = -1, saved;
 	char link[32];
-	bool truncates;
+	bool ours;
 
-	if (!path && *mode == 'w' && file_entry(c, fd)) {
-		snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+	if (!path && *mode == 'w' && file_entry(c, fd)) { /* the same file anew: kept by name */
+		same = (int)rf_syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 0);
+		snprintf(link, sizeof(link), "/proc/self/fd/%d", same);
 		path = link;
 	}
-	truncates = c->nvol && path && *mode == 'w' && anchor_maybe(c, AT_FDCWD, path, 0);
+	ours = path && truncates(c, path, mode);
 	file_replace(c, -1, fd);
-	if (truncates)
-		fp = reopen_truncated(c, path, mode, fp);
-	else
-		fp = c->real.freopen(path, mode, fp);
+	fp = c->real.freopen(ours ? "/dev/null" : path, mode, fp);
+	if (ours)
+		fp = truncated(fp, path, mode);
 	saved = errno;
 	if (file_entry(c, fd) && !file_hidden(c, fd) && !file_foreign(c) &&
-	    !(fp && truncates && fp->_fileno == fd))
+	    !(fp && ours && fp->_fileno == fd))
 		file_enter(c, fd, NULL);
+	if (same >= 0)
+		rf_syscall(SYS_close, same);
 	errno = saved;
-	return truncates ? fp : adopted(c, fp, path, mode);
+	return ours ? fp : adopted(c, fp, path, mode);
 }
 WRAP_ALIAS(freopen64, freopen);

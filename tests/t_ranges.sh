@@ -17,18 +17,19 @@ fi
 [ -z "${FS:-}" ] || export_on "$FS" || { skip t_ranges "$WHY"; finish; }
 GROUPS_OF_CALLS=(falloc truncate copy pipes clone limit advice lock)
 V=$T/vol
-for g in "${GROUPS_OF_CALLS[@]}"; do
-	mkdir -p "$V/$g" "$V/native/$g"
-	for f in "$V/$g" "$V/native/$g"; do : >"$f/a" && : >"$f/b"; done
-done
 head -c 300000 /dev/urandom >"$T/random"
 { head -c 8192 "$T/random"; head -c 200000 /dev/zero; head -c 8192 "$T/random"; } >"$T/holes"
 cp "$T/random" "$T/holes" "$V/"
 cp "$T/random" "$V/part"
+cp "$T/random" "$V/away"
 for f in cp sparse dd python splice reflink tar; do : >"$V/$f.out"; done
+for g in "${GROUPS_OF_CALLS[@]}"; do
+	mkdir -p "$V/$g" "$V/native/$g"
+	for f in "$V/$g" "$V/native/$g"; do : >"$f/a" && : >"$f/b" && head -c 40960 "$T/random" >"$f/c"; done
+done
 chmod -R a+rwX "$V"
 start_server
-make_hosts
+make_hosts A B C
 
 # compare GROUP
 compare() {
@@ -149,4 +150,32 @@ t_python() {
 	seen python.out "$T/random" && seen splice.out "$T/random"
 }
 if "${PY:-false}" -c 'import os; os.splice' 2>/dev/null; then check python t_python; else skip python "no python 3.10 here"; fi
+
+# A pipe's bytes are for a page that cannot be had, because the server is away: they stay in the pipe.
+t_away() {
+	local line
+	mkfifo "$T/py.in" "$T/py.out"
+	REFAULT_TIMEOUT=2 "$T/C" "$PY" -u -c '
+import os, sys
+o = os.open(sys.argv[1], os.O_RDWR)
+r, w = os.pipe()
+os.write(w, b"precious")
+print("open", flush=True)
+sys.stdin.readline()
+try:
+    print("moved", os.splice(r, o, 100, offset_dst=10000))
+except OSError as e:
+    print(e.errno, os.read(r, 100))
+' "$V/away" <"$T/py.in" >"$T/py.out" &
+	exec {py_in}>"$T/py.in" {py_out}<"$T/py.out"
+	IFS= read -r -t 20 line <&"$py_out" && [ "$line" = open ] || return
+	stop_server
+	echo >&"$py_in"
+	IFS= read -r -t 20 line <&"$py_out"
+	exec {py_in}>&- {py_out}<&-
+	case $line in *"b'precious'") return 0 ;; esac
+	echo "it says: $line"
+	return 1
+}
+if "${PY:-false}" -c 'import os; os.splice' 2>/dev/null; then here bytes-stay-in-the-pipe t_away; fi
 finish

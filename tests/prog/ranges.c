@@ -7,7 +7,7 @@
  *	ranges DIR GROUP [TO FROM]	GROUP: falloc truncate copy pipes clone seek limit advice lock
  *	ranges DIR peer			on another host: a line on stdin, sizes and sums on stdout
  *
- * DIR/a and DIR/b are there, and empty.  A line is the call, what it returned, and for both files size,
+ * DIR/a and DIR/b are there, and empty; DIR/c has ten pages.  A line is the call, what it returned, and for both files size,
  * position and a sum over all bytes: as read, and as loaded through a mapping made at the start.
  * TO and FROM lead to a peer, which reads and loads, too: it must see the same.
  */
@@ -248,6 +248,7 @@ static void bus(int sig)
 
 static void do_truncate(void)
 {
+	FILE *fp;
 	static const off_t size[] = {0, 1, P, P + 1, 3 * P, 3 * P - 1, 50 * P, 50 * P + 7, 5, 0, 9};
 
 	reset();
@@ -284,6 +285,20 @@ static void do_truncate(void)
 	DO(stream("a", "r+", "a"));
 	reset();
 	DO(stream("a", "r+", "")); /* freopen(NULL, "w") */
+	reset();
+	DO(stream("a", "w,ccs=UTF-8", NULL));
+	reset();
+	DO(stream("a", "wx", NULL));
+	DO(stream("none", "r", NULL));
+	close(0); /* the lowest number that is free */
+	fp = fopen("a", "w");
+	printf("as descriptor %d\n", fp ? fileno(fp) : -1);
+	fp = freopen("b", "we", fp);
+	printf("as descriptor %d, %d\n", fp ? fileno(fp) : -1, fcntl(0, F_GETFD));
+	fp = freopen("none/none", "w", fp);
+	printf("%s, and it is closed: %d\n", fp ? "made" : strerrorname_np(errno),
+	       fcntl(0, F_GETFD));
+	open("/dev/null", O_RDONLY);
 	reset();
 	MAPPED_ELSEWHERE(reopen("a", O_WRONLY | O_TRUNC));
 	reset();
@@ -755,6 +770,14 @@ static void do_lock(void)
 		state();
 		CHECK(madvise(f, P, MADV_DONTNEED));
 		munmap(f, 20 * P);
+		/* Of a file that nobody has read so far: its bytes, not zeros. */
+		int c = open("c", O_RDONLY);
+		f = mmap(NULL, 10 * P, PROT_READ, MAP_SHARED, c, 0);
+		if (f == MAP_FAILED || pread(c, bytes, 5 * P, 5 * P) != 5 * P)
+			err(1, "c");
+		printf("  c %lx %lx\n", sum(f, 10 * P), sum(bytes, 5 * P));
+		munmap(f, 10 * P);
+		close(c);
 		munmap(g, 16 * P);
 	}
 	CHECK(munlockall());

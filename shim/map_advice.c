@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * advice.c - madvise, mlock and mlockall where managed mappings are concerned.
+ * map_advice.c - madvise, mlock and mlockall where managed mappings are concerned.
  *
  * A range may hold managed mappings, others, and gaps.  It is gone through in order of addresses: what
  * is not managed is the kernel's, piece by piece; managed pieces are ours where the kernel would do
