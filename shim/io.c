@@ -641,9 +641,5 @@ off_t io_seek(struct ctx *c, struct file *f, int fd, off_t off, int whence)
 	r = agent_request(c, RF_OP_SEEK, vn->id, file_key(f),
 			  (const uint64_t[4]){(uint64_t)off, (uint64_t)whence}, NULL, 0, ret,
 			  sys_getmask());
-	if (r == -EOPNOTSUPP) { /* all is data, with the one hole at the end */
-		ret[0] = whence == SEEK_DATA ? (uint64_t)off : size;
-		r = 0;
-	}
 	return r ? r : seek(fd, (off_t)ret[0], SEEK_SET);
 }

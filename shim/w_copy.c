@@ -520,9 +520,17 @@ static int clone_range(struct ctx *c, int fd, const struct file_clone_range *a)
 	return r;
 }
 
-/* The status of one destination; -EOPNOTSUPP is of the whole call. */
+/* A file system that cannot dedupe says so before anything else: asked for what changes nothing. */
+static bool no_dedupe(struct ctx *c, const struct end *src)
+{
+	uint64_t done;
+
+	return src->f && remap(c, RF_KIND_DEDUPE, src, 0, src, 0, 1, &done) == -EOPNOTSUPP;
+}
+
+/* The status of one destination. */
 static int dedupe_one(struct ctx *c, struct end *src, const struct file_dedupe_range *a,
-		      uint64_t len, struct file_dedupe_range_info *to)
+		      uint64_t len, struct file_dedupe_range_info *to, bool *asked)
 {
 	struct end dst;
 	uint64_t done = 0;
@@ -530,13 +538,15 @@ static int dedupe_one(struct ctx *c, struct end *src, const struct file_dedupe_r
 
 	if (r)
 		return r;
-	if (to->reserved || !sane((off_t)to->dest_offset, len))
+	if (to->reserved || !sane((off_t)to->dest_offset, len)) {
 		r = -EINVAL;
-	else if (!src->f || !dst.f)
+	} else if (!src->f || !dst.f) {
 		r = -EXDEV;
-	else if (len)
+	} else if (len) {
 		r = remap(c, RF_KIND_DEDUPE, src, a->src_offset, &dst, (uint64_t)to->dest_offset,
 			  len, &done);
+		*asked = r != -EXDEV;
+	}
 	to->bytes_deduped = done;
 	if (!r && len && !done)
 		r = FILE_DEDUPE_RANGE_DIFFERS;
@@ -547,7 +557,7 @@ static int dedupe_one(struct ctx *c, struct end *src, const struct file_dedupe_r
 static int dedupe(struct ctx *c, struct end *src, struct file_dedupe_range *a)
 {
 	uint64_t len = a->src_length < DEDUPE_MAX ? a->src_length : DEDUPE_MAX;
-	bool past; /* the server says what: EINVAL only if its file system can dedupe */
+	bool asked = false;
 	int r;
 
 	if (!readable(src) || a->reserved1 || a->reserved2)
@@ -559,20 +569,19 @@ static int dedupe(struct ctx *c, struct end *src, struct file_dedupe_range *a)
 	r = end_size(c, src);
 	if (r)
 		return r;
-	past = a->src_offset + a->src_length > src->size;
-	if (past && (!src->f || !a->dest_count))
-		return -EINVAL;
+	if (a->src_offset + a->src_length > src->size)
+		return no_dedupe(c, src) ? -EOPNOTSUPP : -EINVAL;
 	for (unsigned i = 0; i < a->dest_count; i++) {
 		a->info[i].bytes_deduped = 0;
 		a->info[i].status = FILE_DEDUPE_RANGE_SAME;
 	}
 	for (unsigned i = 0; i < a->dest_count; i++) {
-		r = dedupe_one(c, src, a, len, &a->info[i]);
-		if (r == -EOPNOTSUPP || (past && r < 0))
+		r = dedupe_one(c, src, a, len, &a->info[i], &asked);
+		if (r == -EOPNOTSUPP)
 			return r;
 		a->info[i].status = r;
 	}
-	return 0;
+	return !asked && no_dedupe(c, src) ? -EOPNOTSUPP : 0;
 }
 
 static int dedupe_range(struct ctx *c, int fd, struct file_dedupe_range *a)

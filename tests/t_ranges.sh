@@ -15,7 +15,7 @@ fi
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
 [ -z "${FS:-}" ] || export_on "$FS" || { skip t_ranges "$WHY"; finish; }
-GROUPS_OF_CALLS=(falloc truncate copy pipes clone limit advice lock)
+GROUPS_OF_CALLS=(falloc truncate copy pipes clone seek limit advice lock)
 V=$T/vol
 head -c 300000 /dev/urandom >"$T/random"
 { head -c 8192 "$T/random"; head -c 200000 /dev/zero; head -c 8192 "$T/random"; } >"$T/holes"

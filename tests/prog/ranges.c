@@ -521,6 +521,11 @@ static void do_clone(void)
 	CHECK(clone_range(b, other, 0, P, 0));
 	CHECK(clone_range(b, a, 0, P, 0));
 	CHECK(dedupe(a, 0, P, 1, b, 0, 0, 0, 0));
+	CHECK(dedupe(a, 0, P, 2, -1, 0, other, 0, 0));
+	CHECK(dedupe(a, 0, 0, 1, b, 0, 0, 0, 0));
+	CHECK(dedupe(a, 0, P, 0, b, 0, 0, 0, 0));
+	CHECK(dedupe(a, 10 * P, P, 1, b, 0, 0, 0, 0));
+	CHECK(dedupe(a, 0, P, 1, b, 0, 0, 0, 2));
 	CHECK(dedupe(a, 0, P, 1, b, 0, 0, 0, 1));
 	CHECK(dedupe(aw, 0, P, 1, b, 0, 0, 0, 0));
 	CHECK(dedupe(a, 0, P, 200, b, 0, 0, 0, 0));
