@@ -77,6 +77,7 @@ struct ag {
 	struct ag_list unused; /* vnodes that no program holds, the longest unused first */
 
 	struct ag_list kicked;   /* vnodes to look at before we sleep */
+	struct ag_list soon;     /* vnodes to look at with the fast timer */
 	struct ag_list slow;     /* tasks that wait for programs: the fast timer looks after them */
 	struct ag_list slow_ops; /* stores that wait for slots, likewise */
 	struct ag_list slow_changes; /* structural changes that try again, likewise */

@@ -157,11 +157,16 @@ static void on_fast(uv_timer_t *h)
 	struct ag *ag = ag_of(h, struct ag, fast);
 	uint64_t now = ag_now();
 	bool suspects = false;
+	struct ag_vnode *vn;
 	struct ag_task *t;
 	struct ag_proc *p;
 	struct ag_op *op;
 
 	ag_procs_check(ag);
+	while ((vn = ag_first(&ag->soon, struct ag_vnode, soon))) {
+		ag_list_del(&vn->soon);
+		ag_vn_kick(vn);
+	}
 	ag_for_each (p, &ag->procs, link)
 		suspects |= p->suspect && now - p->suspect_at < SUSPECT_FAST;
 	ag_for_each (t, &ag->slow, slow)
@@ -170,8 +175,8 @@ static void on_fast(uv_timer_t *h)
 		ag_flush_slow(op, now);
 	ag_structurals_slow(ag, now);
 	ag_settle(ag);
-	if (!suspects && ag_list_empty(&ag->slow) && ag_list_empty(&ag->slow_ops) &&
-	    ag_list_empty(&ag->slow_changes)) {
+	if (!suspects && ag_list_empty(&ag->soon) && ag_list_empty(&ag->slow) &&
+	    ag_list_empty(&ag->slow_ops) && ag_list_empty(&ag->slow_changes)) {
 		uv_timer_stop(&ag->fast);
 		ag->fast_on = false;
 	}
@@ -192,7 +197,7 @@ static void on_pool(uv_timer_t *h)
 	const uint32_t used = ag_twins_used(ag, ag->ntwins / POOL_SAMPLE + 1);
 
 	if (used > ag->ntwins / 2)
-		ag_flush_all_behind(ag);
+		ag_flush_for_twins(ag);
 	if (used == ag->pool_used)
 		uv_timer_stop(&ag->pool);
 	ag->pool_used = used;
@@ -743,6 +748,7 @@ static void lists_init(struct ag *ag)
 	ag_list_init(&ag->opens);
 	ag_list_init(&ag->shorts);
 	ag_list_init(&ag->starved);
+	ag_list_init(&ag->soon);
 	for (unsigned i = 0; i < AG_FID_CHAINS; i++)
 		ag_list_init(&ag->fid[i]);
 }

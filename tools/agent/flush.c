@@ -36,6 +36,7 @@
 #include "server.h"
 
 #define BATCH (RF_MAX_DATA >> RF_PAGE_SHIFT)
+#define BREATH 16u    /* batches, before others have their turn: pinned pages may have no changes */
 #define STORES_MAX 8u /* under way for one file */
 #define SLOT_SPIN (30 * AG_US)
 #define SLOT_WAIT (5 * AG_MS)
@@ -338,7 +339,7 @@ static struct ag_op *collect(struct ag_pass *p, bool *held)
 	struct ag_vnode *vn = p->vn;
 	struct ag_scan s = ag_scan(vn, p->page, ag_min(p->end, ag_vn_pages(vn)));
 	const uint32_t batch = vn->batch ? vn->batch : BATCH;
-	const bool loud = any_loud(vn);
+	const bool loud = any_loud(vn), pins = p->unpinned && ag_pins_long(vn, p->page, p->end);
 	struct ag_op *op = NULL;
 	bool more = false;
 	uint64_t page;
@@ -352,6 +353,10 @@ static struct ag_op *collect(struct ag_pass *p, bool *held)
 
 		if (rf_w_state(w) != RF_PG_DIRTY)
 			continue;
+		if (pins && ag_pinned_long(vn, page)) {
+			atomic_store(&vn->st->dirtied, 1);
+			continue;
+		}
 		key = ag_key_check(vn->ag, rf_w_key(w));
 		*held = loud && ag_op_inflight(vn, page);
 		more = op && (op->npages == batch || op->key != key);
@@ -383,6 +388,7 @@ bool ag_pass_step(struct ag_pass *p)
 {
 	struct ag_vnode *vn = p->vn;
 	struct ag_op *op;
+	unsigned n = 0;
 	bool held;
 
 	if (!p->begun)
@@ -391,6 +397,10 @@ bool ag_pass_step(struct ag_pass *p)
 		if ((vn->gate && vn->gate != p->through) || stores_under_way(vn) >= STORES_MAX ||
 		    vn->vol->srv->state != AG_UP || !vn->vol->ready)
 			return false;
+		if (n++ == BREATH) {
+			ag_vn_kick_soon(vn);
+			return false;
+		}
 		op = collect(p, &held);
 		if (op && p->refused & AG_KEY_BIT(op->key)) {
 			ag_reject(op, p->err, "", false);

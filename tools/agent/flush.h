@@ -18,10 +18,11 @@ struct ag_pass {
 	uint64_t page, end;
 	bool whole; /* all of the file: afterwards `dirtied` can be clear */
 	bool begun, durable;
+	bool unpinned;           /* it is to free twins: not what is pinned */
 	struct ag_hold *through; /* whose gate does not stop it */
-	uint64_t walk;    /* what it finds dirty under one key is a record, see reject.h */
-	uint64_t refused; /* set of keys under which nothing is asked for any more */
-	int err;          /* why */
+	uint64_t walk;           /* what it finds dirty under one key is a record, see reject.h */
+	uint64_t refused;        /* set of keys under which nothing is asked for any more */
+	int err;                 /* why */
 };
 
 void ag_pass_init(struct ag_pass *p, struct ag_vnode *vn, uint64_t page, uint64_t end,

@@ -505,17 +505,28 @@ void ag_req_flush_part(struct ag_req *parent, struct ag_vnode *vn, struct ag_hol
 }
 
 /* Start it; nobody waits.  One is enough: the next comes with dirty_expire. */
-static void flush_start(struct ag_vnode *vn, const struct rf_req *q)
+static void flush_start(struct ag_vnode *vn, const struct rf_req *q, bool unpinned)
 {
+	struct ag_req *req;
+
 	if (vn->behind)
 		return;
 	vn->behind = true;
-	flush_new(vn, NULL, q)->behind = true;
+	req = flush_new(vn, NULL, q);
+	req->behind = true;
+	req->pass.unpinned = unpinned;
 }
 
 void ag_vn_flush_behind(struct ag_vnode *vn)
 {
-	flush_start(vn, &(struct rf_req){0});
+	flush_start(vn, &(struct rf_req){0}, false);
+}
+
+void ag_flush_for_twins(struct ag *ag)
+{
+	for (uint32_t id = 1; id <= ag->vnode_high; id++)
+		if (ag->vnode[id] && ag_vn_unclean(ag->vnode[id]))
+			flush_start(ag->vnode[id], &(struct rf_req){0}, true);
 }
 
 void ag_flush_all_behind(struct ag *ag)
@@ -562,7 +573,7 @@ static void short_new(struct ag *ag, struct ag_proc *p, const struct rf_req *q)
 	req->q = *q;
 	req->freed = ag->twins_freed;
 	ag_list_add(&ag->shorts, &req->link);
-	ag_flush_all_behind(ag);
+	ag_flush_for_twins(ag);
 	ag->look_shorts = true;
 	ag->again = true;
 }
@@ -616,7 +627,7 @@ void ag_shorts_serve(struct ag *ag)
 		if (idle && !req->asked) {
 			/* Once more: a walk that was under way had gone past some. */
 			req->asked = true;
-			ag_flush_all_behind(ag);
+			ag_flush_for_twins(ag);
 			ag->look_shorts = ag->again = true;
 		} else if (idle || (r <= 0 && freed)) {
 			ag_req_finish(req, 0, 0);
@@ -1098,7 +1109,7 @@ static void request(struct ag_proc *p, const struct rf_req *q, const void *var, 
 		return;
 	case RF_OP_FLUSH:
 		if (q->arg[2] & RF_FLUSH_NOWAIT) {
-			flush_start(vn, q);
+			flush_start(vn, q, false);
 			ag_proc_answer(p, q->cell, q->seq, 0, 0, 0);
 			return;
 		}

@@ -75,6 +75,8 @@ void ag_opens_serve(struct ag *ag);
 void ag_shorts_serve(struct ag *ag);
 /* Write everything back; nobody waits. */
 void ag_flush_all_behind(struct ag *ag);
+/* The same, but for what is pinned and so keeps its twin. */
+void ag_flush_for_twins(struct ag *ag);
 /* Twins that are taken, by looking at every step'th. */
 uint32_t ag_twins_used(const struct ag *ag, uint32_t step);
 /* Whether an open waits for this server. */

@@ -161,6 +161,7 @@ static struct ag_vnode *vn_alloc(struct ag *ag)
 	ag_list_init(&vn->by_use);
 	ag_list_init(&vn->kick);
 	ag_list_init(&vn->starve);
+	ag_list_init(&vn->soon);
 	ag_list_init(&vn->uses);
 	ag_list_init(&vn->reqs);
 	ag_list_init(&vn->ops);
@@ -480,6 +481,7 @@ static void vn_forget(struct ag_vnode *vn)
 	ag_list_del(&vn->by_use);
 	ag_list_del(&vn->kick);
 	ag_list_del(&vn->starve);
+	ag_list_del(&vn->soon);
 	ag_keep_del(ag->keep, AG_KEEP_VNODE, vn->id);
 	free(vn->stat);
 	free(vn->merge);
@@ -633,6 +635,13 @@ void ag_vn_kick(struct ag_vnode *vn)
 {
 	if (ag_list_empty(&vn->kick))
 		ag_list_add(&vn->ag->kicked, &vn->kick);
+}
+
+void ag_vn_kick_soon(struct ag_vnode *vn)
+{
+	if (ag_list_empty(&vn->soon))
+		ag_list_add(&vn->ag->soon, &vn->soon);
+	ag_fast_start(vn->ag);
 }
 
 void ag_vn_look(struct ag_vnode *vn)

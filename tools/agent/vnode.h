@@ -23,7 +23,8 @@ struct ag_vnode {
 	uint32_t id;
 	uint32_t
 	    key; /* that it was last opened or read under; asks for what nobody in particular wants */
-	struct ag_list by_fid, by_server, by_use /* ag->unused */, kick, starve /* ag->starved */;
+	struct ag_list by_fid, by_server, by_use /* ag->unused */, kick, starve /* ag->starved */,
+	    soon /* ag->soon */;
 
 	int data_fd, state_fd;
 	struct rf_vnode *st;
@@ -100,6 +101,8 @@ void ag_vn_extend_key(struct ag_vnode *vn, uint32_t key);
 
 /* Look at it before we sleep: tasks, requests, fetches; ag_vn_look does it. */
 void ag_vn_kick(struct ag_vnode *vn);
+/* The same, but let others have their turn first. */
+void ag_vn_kick_soon(struct ag_vnode *vn);
 void ag_vn_look(struct ag_vnode *vn);
 
 /* A program holds it (opens more often, under these keys too); it does not any more. */
