@@ -28,19 +28,30 @@ int refault_managed(int fd);
 
 /*
  * Pin [addr, addr + len), any bytes of mappings of managed files, for I/O that goes past the library:
- * memory registered with a NIC or as io_uring fixed buffers, vmsplice, or a thread of the kernel's.
+ * memory registered with a NIC or as io_uring fixed buffers, or a thread of the kernel's.
  * Afterwards the pages are there, the kernel finds them without EFAULT, they are not replaced by others
  * (changes by other hosts are merged in place), and stores to them by whatever way count as
- * changes.  flags: REFAULT_PIN_WRITE if the I/O stores; the mapping must be shared and writable then.
+ * changes.  flags: REFAULT_PIN_WRITE if the I/O stores; the mapping must be writable then.
+ *
+ * Pinned pages count as dirty until they are unpinned, looked through for changes by every flush and
+ * every second or so, and a program may pin as much as three quarters of what may be dirty on this
+ * host (refault-agent(8), dirty-bytes).  They are written back under the key of the program that pinned
+ * them; programs with another key cannot store there meanwhile.  What a device stores is not held
+ * back while a clone or a flush takes the file of one moment.  When the server is not heard of for a
+ * lease, the kernel may find EFAULT all the same, until the program touches the page; a device goes on.
+ *
+ * A private mapping must be writable: its pages become the program's own copies first, as they do for
+ * the kernel's own pins, and the file has nothing to do with them any more.
  *
  * A truncate, a hole punch and their like by any program of this host wait for the pin, or fail, or leave
  * it the pages as orphans: see refault_pins.  Pins add up; each is given back by refault_unpin with
  * the same addr and len, by munmap of all of it, or by the end of the program; fork children have
  * none.
  *
- * 0, or -1 with errno: EINVAL (flags, len 0), ENOMEM (not all of it is managed; 1024 pins are in use),
- * EACCES (WRITE without a writable shared mapping), EFAULT (past the end of the file), EHOSTDOWN,
- * ETIMEDOUT, EIO, ESTALE (a page cannot be had).  Thread-safe, not async-signal-safe; waits for the
+ * 0, or -1 with errno, and nothing is pinned: EINVAL (flags, len 0), ENOMEM (not all of it is managed;
+ * 1024 pins are in use; more than may be dirty), EACCES (the mapping does not allow it), EFAULT (past
+ * the end of the file), EBUSY (a page is dirty under another key, and stays so), EHOSTDOWN, ETIMEDOUT,
+ * EIO, ESTALE (a page cannot be had).  Thread-safe, not async-signal-safe; waits for the
  * server where pages are not cached.  Source: shim/pin.c.
  */
 #define REFAULT_PIN_WRITE 1
