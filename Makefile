@@ -1,6 +1,7 @@
 # Refault.  `make help` lists the targets.
 #
-# Objects go to build/ (build-san/ with SAN=1).  SAN=1: the daemons, the command and the unit tests
+# Objects go to build/ (build-san/ with SAN=1, build-debug/ with DEBUG=1, which SAN=1 implies: lock order
+# and other things that must be so are asserted).  SAN=1: the daemons, the command and the unit tests
 # with ASan and UBSan; the library is always built plain, because it is preloaded into others.
 
 CC      ?= gcc
@@ -9,13 +10,16 @@ DESTDIR ?=
 V       ?= 0
 SAN     ?= 0
 
+DEBUG   ?= 0
 ifeq ($(SAN),1)
 B       := build-san
+DEBUG   := 1
 SANF    := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 else
-B       := build
+B       := $(if $(filter 1,$(DEBUG)),build-debug,build)
 SANF    :=
 endif
+DEBUGF  := $(if $(filter 1,$(DEBUG)),-DRF_DEBUG)
 
 # Everything a fresh Debian 12 needs, in one place.
 PACKAGES := gcc make pkg-config libc6-dev linux-libc-dev rpcsvc-proto libtirpc-dev libuv1-dev \
@@ -26,7 +30,7 @@ PC       := pkg-config
 WARN     := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
 CFLAGS   ?= -O2 -g
 BASE     := -std=gnu17 $(WARN) -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -Iinclude -I$(B)/gen \
-            -fno-strict-aliasing -fstack-protector-strong -MMD -MP
+            -fno-strict-aliasing -fstack-protector-strong $(DEBUGF) -MMD -MP
 Q        := $(if $(filter 0,$(V)),@,)
 
 # Recursive on purpose: pkg-config runs after `make deps`.
@@ -53,7 +57,7 @@ WIRE_OBJ   := $(call obj,$(WIRE_SRC)) $(B)/gen/protocol_xdr.o
 BINS := $(B)/librefault.so $(B)/refault-agent $(B)/refault-server $(B)/refault $(B)/mmapcoh
 PROGS := $(patsubst tests/prog/%.c,$(B)/tests/%,$(PROG_SRC))
 
-.PHONY: all demo check check-kernel soak stress holes bench install clean format lint help deps tests
+.PHONY: all demo check check-kernel soak stress holes bench install clean format lint help deps progs tests
 .DELETE_ON_ERROR:
 
 all: $(BINS)
@@ -61,7 +65,7 @@ all: $(BINS)
 help:
 	@echo 'make all           build librefault.so, refault-agent, refault-server, refault, mmapcoh'
 	@echo 'make demo          install what is missing, build, show one host seeing another'
-	@echo 'make check         the same, then all tests (SAN=1: daemons and unit tests under ASan+UBSan)'
+	@echo 'make check         the same, then all tests (SAN=1: under ASan+UBSan; DEBUG=1: with assertions)'
 	@echo 'make soak          four hosts against a model, all killed and revoked (SECONDS=300, SEED=n)'
 	@echo 'make stress        random file operations against a model (OPS=n HOSTS=1|2 FS=ext4|xfs|tmpfs SEED=n)'
 	@echo 'make holes         punch, truncate, collapse against faults, reads and stores, two hosts (SECONDS=60)'
@@ -119,15 +123,18 @@ $(B)/tests/%: tests/prog/%.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(BASE) $(CFLAGS) -o $@ $< -lpthread
 
-tests: all $(B)/unit $(PROGS)
+progs: all $(PROGS)
+tests: progs $(B)/unit
 
 demo: deps
 	@$(MAKE) --no-print-directory all
 	@B=$(B) tests/demo
 
+# The core tests run once more with assertions, unless all do.
 check: deps
 	@$(MAKE) --no-print-directory tests
-	@B=$(B) tests/run
+	$(if $(DEBUGF),,@$(MAKE) --no-print-directory DEBUG=1 progs)
+	@B=$(B) DEBUG_B=$(if $(DEBUGF),,build-debug) tests/run
 
 check-kernel: deps
 	@$(MAKE) --no-print-directory tests
@@ -173,6 +180,6 @@ lint:
 	clang-tidy --quiet $$(git ls-files '*.c') -- $(BASE) $(UV_CF) $(CRIT_CF) -I.
 
 clean:
-	rm -rf build build-san build-clang
+	rm -rf build build-debug build-san build-clang
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

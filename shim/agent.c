@@ -576,6 +576,7 @@ int agent_request(struct ctx *c, enum rf_op op, uint32_t vnode, uint32_t key, co
 	sys_mask old;
 	int r;
 
+	debug_free(DEBUG_ALL, "asks the agent");
 	r = agent_attach(c, true);
 	if (r)
 		return r;

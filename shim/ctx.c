@@ -293,6 +293,9 @@ struct ctx *ctx_make(void)
 			rf_syscall(SYS_futex, &maker, FUTEX_WAIT_PRIVATE, who, 0, 0, 0);
 		return c;
 	}
+	c->attach_lock.rank = DEBUG_ATTACH;
+	c->lock.rank = DEBUG_LOCK;
+	c->once_lock.rank = DEBUG_ONCE;
 	c->sock = c->uffd = c->uffd_alias = c->hup = c->poke = -1;
 	atomic_store(&c->map_lo, UINTPTR_MAX);
 	real_resolve(&c->real);

@@ -201,6 +201,7 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 	uint32_t shorts = 0;
 	bool valid;
 
+	debug_free(DEBUG_ALL, "touches a managed page");
 	for (;;) {
 		if (!map_find(c, a, &e, &seq))
 			return -ENOENT;

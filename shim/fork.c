@@ -40,6 +40,7 @@ static void child(void)
 	atomic_store(&c->lock.w, 0);
 	atomic_store(&c->mlock_future, 0);
 	atomic_store(&c->attach_lock.w, 0);
+	debug_forget();
 	file_fork_child(c);
 	if (!(atomic_load(&c->attached) & 1))
 		goto out;

@@ -184,6 +184,7 @@ static size_t copy_run(struct ctx *c, struct vnode *vn, uint32_t gen, char *dst,
 	rf_word *word = vnode_word(vn, page);
 	size_t left;
 
+	debug_free(DEBUG_ALL, "copies to the program's memory");
 	while (good < pages) {
 		seen[good] = atomic_load_explicit(&word[good], memory_order_acquire);
 		if (!rf_w_cached(seen[good]))
@@ -461,6 +462,7 @@ static size_t take(struct ctx *c, struct source *s, char *buf, size_t n)
 {
 	const size_t all = n;
 
+	debug_free(DEBUG_ALL, "copies from the program's memory");
 	while (n) {
 		size_t len = s->iov->iov_len - s->at, left;
 

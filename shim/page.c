@@ -133,6 +133,7 @@ int page_wait(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t seen)
 	rf_word *word = vnode_word(vn, page);
 	int r = 0;
 
+	debug_free(DEBUG_ALL, "waits for a page");
 	/* Raised first: whoever changes the word after that look sees it, and wakes us. */
 	atomic_fetch_add(waiting, 1);
 	if (atomic_load(word) == seen)

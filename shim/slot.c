@@ -73,8 +73,11 @@ int slot_try_masked(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t n, 
 	struct rf_slot *sl = mine.slot;
 
 	if (c->mode & CTX_NO_SHARED_SIDE) {
+		if (!atomic_load(&vn->refs))
+			return -ESTALE;
 		s->slot = &no_slot;
-		return atomic_load(&vn->refs) ? 0 : -ESTALE;
+		debug_take(DEBUG_SLOT);
+		return 0;
 	}
 	if (!sl || mine.attach != atomic_load_explicit(&c->attached, memory_order_relaxed) ||
 	    !slot_claim(sl, claim))
@@ -89,11 +92,13 @@ int slot_try_masked(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t n, 
 		return -EAGAIN;
 	}
 	s->slot = sl;
+	debug_take(DEBUG_SLOT);
 	return 0;
 }
 
 void slot_leave_masked(struct slot_ref *s)
 {
+	debug_drop(DEBUG_SLOT);
 	atomic_store_explicit(&s->slot->claim, 0, memory_order_release);
 }
 
@@ -101,6 +106,7 @@ void slot_quiesce(struct ctx *c, uint32_t vnode)
 {
 	struct rf_proc *p = c->proc;
 
+	debug_free(DEBUG_SLOT, "waits for slots");
 	if (!p)
 		return;
 	atomic_thread_fence(memory_order_seq_cst);
@@ -113,6 +119,7 @@ int slot_wait_lock(struct ctx *c, struct vnode *vn)
 {
 	struct rf_vnode *st = atomic_load(&vn->st);
 
+	debug_free(DEBUG_ALL, "waits for invalidate_lock");
 	while (atomic_load(&st->invalidate))
 		if (sys_futex_wait(&st->invalidate, 1, 1000) == -ETIMEDOUT && agent_gone(c))
 			return -EHOSTDOWN;

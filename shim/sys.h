@@ -16,6 +16,8 @@
 
 #include <refault/uffd.h>
 
+#include "debug.h"
+
 #define sys_err(r) ((unsigned long)(r) >= -4095UL)
 
 typedef struct {
@@ -69,11 +71,14 @@ static inline void *sys_mmap(void *a, size_t n, int prot, int flags, int fd, uin
  */
 struct sys_lock {
 	_Atomic uint32_t w; /* 0 free, 1 held, 2 held and waited for */
+	uint32_t rank;      /* DEBUG_*, for ever */
 };
 static inline sys_mask sys_lock(struct sys_lock *l)
 {
 	sys_mask m = sys_block_all();
 	uint32_t z = 0;
+
+	debug_take(l->rank);
 	if (!atomic_compare_exchange_strong(&l->w, &z, 1))
 		while (atomic_exchange(&l->w, 2) != 0)
 			rf_syscall(SYS_futex, &l->w, FUTEX_WAIT_PRIVATE, 2, 0, 0, 0);
@@ -81,6 +86,7 @@ static inline sys_mask sys_lock(struct sys_lock *l)
 }
 static inline void sys_unlock(struct sys_lock *l, sys_mask m)
 {
+	debug_drop(l->rank);
 	if (atomic_exchange(&l->w, 0) == 2)
 		rf_syscall(SYS_futex, &l->w, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
 	sys_setmask(m);

@@ -280,6 +280,7 @@ int vnode_thaw(struct ctx *c, struct vnode *vn)
 	struct rf_vnode *st = atomic_load(&vn->st);
 	uint32_t v;
 
+	debug_free(DEBUG_ALL, "waits for a frozen vnode");
 	count(c, RF_R_FROZEN_WAIT);
 	while ((v = atomic_load(&st->frozen)) != 0)
 		if (sys_futex_wait(&st->frozen, v, 1000) == -ETIMEDOUT && agent_gone(c))

@@ -339,6 +339,7 @@ trap 'exit 143' TERM
 
 # Daemons that crash are started again, and a test may not notice.
 crashes() {
+	! grep -h 'lock order:' "$T"/*.err 2>/dev/null || return 1
 	! grep -h -E 'AddressSanitizer|runtime error:|LeakSanitizer|assert' "$T"/*/agent.log "$T/srv/log" 2>/dev/null || return 1
 	[ -n "${KILLS_AGENTS:-}" ] || ! grep -h -E 'supervisor: (agent|.*crashes)' "$T"/*/agent.log 2>/dev/null
 }

@@ -281,7 +281,7 @@ static void pin_down(int f, unsigned b, unsigned n, const uint64_t *starts, cons
 	bool there;
 
 	if (rnd(s, 2)) {
-		there = pread(fd[f], w, n * BLOCK, (off_t)b * BLOCK) == (ssize_t)(n * BLOCK);
+		there = pread(fd[f], w, n * BLOCK, (off_t)b * BLOCK) == (ssize_t)n * BLOCK;
 	} else {
 		how = "the writer's load";
 		there = load(map[f] + b * WORDS, w, n * WORDS);
@@ -359,7 +359,7 @@ static void write_run(int f, unsigned b, unsigned n, bool mapped)
 	if (mapped)
 		ok = store(map[f] + b * WORDS, w, n * WORDS);
 	else
-		ok = pwrite(fd[f], w, n * BLOCK, (off_t)b * BLOCK) == (ssize_t)(n * BLOCK);
+		ok = pwrite(fd[f], w, n * BLOCK, (off_t)b * BLOCK) == (ssize_t)n * BLOCK;
 	if (!ok && !mapped)
 		err(1, "write to %s", file_name[f]);
 	if (!ok)
@@ -682,7 +682,7 @@ static pid_t start(int role, uint64_t life)
 	exit(0);
 }
 
-/* One is to do without: the others make at least a few steps each. */
+/* All but one make at least a few steps each. */
 static void others_get_on(int but, const char *what)
 {
 	uint64_t from[ROLES], end = now_ms() + PATIENCE * 1000;
@@ -715,8 +715,14 @@ static void disturb(pid_t *pid, uint64_t *life, uint64_t *s)
 	}
 	kill(pid[role], SIGKILL);
 	counted(N_KILL);
-	if (waitpid(pid[role], &status, 0) != pid[role] || !WIFSIGNALED(status))
-		errx(1, "a process ended by itself");
+	if (waitpid(pid[role], &status, 0) != pid[role])
+		err(1, "waitpid");
+	if (atomic_load(&m->stop)) { /* the other host says that it is over; so may it have */
+		pid[role] = 0;
+		return;
+	}
+	if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL)
+		errx(1, "a process ended by itself: %#x", (unsigned)status);
 	others_get_on(role, "after one was killed, another");
 	pid[role] = start(role, ++*life);
 }
@@ -774,6 +780,7 @@ static int run(uint64_t seconds, bool kills)
 	meet(&m->begun);
 	born = now_ms();
 	end = born + seconds * 1000;
+	others_get_on(ROLES, "in the beginning, one");
 	while (now_ms() < end && !atomic_load(&m->stop)) {
 		if (kills)
 			disturb(pid, &life, &s);
@@ -786,7 +793,7 @@ static int run(uint64_t seconds, bool kills)
 	}
 	atomic_store(&m->stop, 1);
 	for (int r = 0; r < ROLES; r++)
-		if (waitpid(pid[r], &status, 0) != pid[r] || status) {
+		if (pid[r] && (waitpid(pid[r], &status, 0) != pid[r] || status)) {
 			printf("host %c: process %d ended with %#x\n", 'A' + host, r,
 			       (unsigned)status);
 			bad = 1;

@@ -20,6 +20,7 @@
 
 #include "tools/agent/conf.h"
 #include "tools/agent/freeze.h"
+#include "tools/agent/fetch.h"
 #include "tools/agent/keep.h"
 #include "tools/agent/key.h"
 #include "tools/agent/pages.h"
@@ -28,6 +29,7 @@
 #include "tools/agent/server.h"
 #include "tools/agent/structural.h"
 #include "tools/agent/super.h"
+#include "tools/agent/task.h"
 
 /* ---- options ---- */
 
@@ -1544,6 +1546,39 @@ Test(agent_super, gives_up_after_five_crashes, .init = supervised)
 	cr_assert_neq(ag_supervise(&conf, &tab, always_dies), 0);
 	cr_assert_eq(*lives, 5);
 }
+
+/* ---- assertions ---- */
+
+#ifdef RF_DEBUG
+/* Two tasks of a file do not hold its invalidate_lock, and nothing is filled while one does. */
+Test(agent_debug, only_the_running_task_locks, .signal = SIGABRT)
+{
+	struct ag_vnode *vn = fresh();
+
+	ag_task_lock(ag_task_new(vn, NULL), NULL);
+}
+
+static void locked(struct ag_task *t)
+{
+	ag_fetch_fill(t->vn, 0, test_map, RF_PAGE_SIZE, RF_PAGE_SIZE);
+}
+
+Test(agent_debug, nothing_is_filled_in_the_exclusive_side, .signal = SIGABRT)
+{
+	struct ag_vnode *vn = fresh();
+
+	vn->task = ag_task_new(vn, NULL);
+	ag_task_lock(vn->task, locked);
+}
+
+Test(agent_debug, what_is_frozen_is_gated, .signal = SIGABRT)
+{
+	struct ag_vnode *vn = fresh();
+
+	vn->frozen = true;
+	ag_vn_look(vn);
+}
+#endif
 
 /* ---- keys ---- */
 

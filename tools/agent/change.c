@@ -17,6 +17,7 @@
 #include "change.h"
 
 #include "brk.h"
+#include "debug.h"
 #include "fetch.h"
 #include "op.h"
 #include "pin.h"
@@ -164,6 +165,7 @@ bool ag_take_any(struct ag_task *t, uint64_t page)
 	rf_word *word = &vn->word[page];
 	uint64_t w;
 
+	ag_assert(t->locked);
 	do {
 		w = atomic_load(word);
 		if (rf_w_state(w) == RF_PG_EMPTY || (w & RF_W_SYNC))

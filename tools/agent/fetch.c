@@ -32,6 +32,7 @@
 
 #include "brk.h"
 #include "change.h"
+#include "debug.h"
 #include "key.h"
 #include "req.h"
 #include "server.h"
@@ -151,6 +152,7 @@ static int fill_run(struct ag_vnode *vn, uint64_t page, uint64_t n, const unsign
 	struct ag *ag = vn->ag;
 	uint64_t done = 0;
 
+	ag_assert(!vn->task || !vn->task->locked);
 	while (done < n) {
 		char *dst = ag_vn_page(vn, page + done);
 		const unsigned char *src = data + (done << RF_PAGE_SHIFT);

@@ -25,6 +25,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "debug.h"
 #include "pin.h"
 #include "proc.h"
 
@@ -181,6 +182,9 @@ static void freeze_locked(struct ag_task *t)
 		if (!h->err && !vn->ag->conf->no_freeze && protect_dirty(vn) && h->strict)
 			h->err = -EBUSY;
 		if (!h->err && !vn->ag->conf->no_freeze) {
+			ag_assert(vn->gate == h && t->locked);
+			ag_assert(vn == h->vn[0] ||
+				  (vn == h->vn[1] && h->vn[0]->frozen && h->vn[0]->id < vn->id));
 			vn->frozen = true;
 			atomic_store(&vn->st->frozen, 1);
 		}

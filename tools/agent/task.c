@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "debug.h"
 #include "proc.h"
 #include "vnode.h"
 
@@ -92,6 +93,7 @@ void ag_task_end(struct ag_task *t)
 {
 	struct ag_vnode *vn = t->vn;
 
+	ag_assert(vn->task == t && !t->orders);
 	ag_task_unlock(t);
 	if (t->done)
 		t->done(t);
@@ -113,6 +115,7 @@ void ag_task_lock(struct ag_task *t, ag_step next)
 	struct ag_vnode *vn = t->vn;
 	struct ag *ag = vn->ag;
 
+	ag_assert(vn->task == t && !t->locked);
 	t->step = next;
 	t->since = ag_now();
 	t->locked = true;
@@ -133,6 +136,7 @@ void ag_task_unlock(struct ag_task *t)
 {
 	if (!t->locked)
 		return;
+	ag_assert(t->vn->task == t);
 	t->locked = false;
 	atomic_store(&t->vn->st->invalidate, 0);
 	ag_futex_wake(&t->vn->st->invalidate);

@@ -23,6 +23,7 @@
 #include <refault/uffd.h>
 
 #include "change.h"
+#include "debug.h"
 #include "fetch.h"
 #include "freeze.h"
 #include "op.h"
@@ -646,6 +647,7 @@ void ag_vn_kick_soon(struct ag_vnode *vn)
 
 void ag_vn_look(struct ag_vnode *vn)
 {
+	ag_assert(vn->gate || !vn->frozen);
 	ag_tasks_run(vn);
 	if (ag_vn_busy(vn))
 		return; /* looked at again when the task ends */
