@@ -2,8 +2,8 @@
 /*
  * fsx - everything that can be done to a file's content, at random, against a model in memory.
  *
- *	fsx [-s SEED] [-n OPS] [-p PROCESSES] [-e KIND]... [-x model@OP|file@OP] [-o LIST] [-i LIST]
- *	    DIR WRAPPER...
+ *	fsx [-s SEED] [-n OPS] [-p PROCESSES] [-r READERS] [-e KIND]... [-x model@OP|file@OP]
+ *	    [-o LIST] [-i LIST] DIR WRAPPER...
  *
  * Each WRAPPER is a host: PROCESSES players are started by it, in DIR as it sees it.  This process has
  * no library and plays the third party: DIR is the server's own directory to it.  The files fsx.0,
@@ -13,6 +13,9 @@
  * Players take turns.  Between two processes of a host nothing need be done for the one to see what the
  * other did; who hands over to another host flushes first; who comes after the third party looks
  * until its change has arrived.  In a `mixed` stretch nobody flushes: hosts store to other bytes each.
+ *
+ * READERS more look at the files all the while, so that pages are fetched, mapped and thrown away at any
+ * moment.
  *
  * Each op follows from the seed, its number and the model, so the same seed, processes and hosts give the
  * same ops again on the same file system.  -o writes them to LIST, a line each, -i does what LIST says
@@ -1131,6 +1134,50 @@ static void prepare(unsigned player, const char *dir)
 	memcpy(&finvalidate, &sym, sizeof(sym));
 }
 
+/* Somebody who looks at the files all the time, and at nothing that is found. */
+static void look_on(void)
+{
+	uint64_t s = sequence(b->seed, me, 3);
+
+	while (atomic_load(&b->turn) != PLAYERS && !atomic_load(&b->failed)) {
+		unsigned file = pick(&s, FILES);
+		int fd = fd_of(file);
+		struct stat st;
+
+		if (fstat(fd, &st) || st.st_size <= 0 || st.st_size > MAX_SIZE)
+			continue;
+		size_t size = (size_t)st.st_size, off = pick(&s, size);
+		size_t n = below(pick(&s, 8 * PAGE) + 1, size - off), start = off / PAGE * PAGE;
+		char *at = map_of(file, pick(&s, MAPS));
+		switch (pick(&s, 8)) {
+		case 0:
+			posix_fadvise(fd, (off_t)off, (off_t)n,
+				      pick(&s, 2) ? POSIX_FADV_WILLNEED : POSIX_FADV_DONTNEED);
+			break;
+		case 1:
+			madvise(at + start, page_end(n),
+				pick(&s, 2) ? MADV_WILLNEED : MADV_DONTNEED);
+			break;
+		case 2:
+			if (finvalidate && pick(&s, 4) == 0)
+				finvalidate(fd, 0);
+			break;
+		case 3:
+			unmap(file, pick(&s, MAPS));
+			break;
+		case 4:
+		case 5:
+			if (pread(fd, buf, n, (off_t)off) < 0)
+				fail("somebody's pread: %s", strerror(errno));
+			break;
+		default:
+			touch(buf, at + off, n); /* or it was cut off just now */
+			break;
+		}
+		pause_us(pick(&s, 2) * 50);
+	}
+}
+
 static int player_main(int board_fd, unsigned player, const char *dir)
 {
 	struct stat st;
@@ -1141,6 +1188,10 @@ static int player_main(int board_fd, unsigned player, const char *dir)
 	prepare(player, dir);
 	if (!b->native && !dlsym(RTLD_DEFAULT, "refault_version"))
 		fail("the library is not loaded");
+	if (player > PLAYERS) {
+		look_on();
+		return 0;
+	}
 	for (;;) {
 		uint32_t turn = atomic_load(&b->turn);
 		if (turn == PLAYERS)
@@ -1241,7 +1292,7 @@ static void write_list(const char *path)
 		err(1, "%s", path);
 }
 
-static void start(unsigned player, char *wrapper, char *self, int board_fd, char *dir)
+static pid_t start(unsigned player, char *wrapper, char *self, int board_fd, char *dir)
 {
 	char fd_text[16], player_text[16];
 
@@ -1258,7 +1309,7 @@ static void start(unsigned player, char *wrapper, char *self, int board_fd, char
 			      (char *)NULL);
 		err(127, "%s", wrapper);
 	}
-	atomic_store(&b->pid[player], (uint32_t)pid);
+	return pid;
 }
 
 /* Somebody ended before the end, or an op does not. */
@@ -1268,12 +1319,12 @@ static void watch(void)
 	static double since;
 	int status;
 
-	for (unsigned i = 0; i < b->players; i++) {
-		if (!b->pid[i] || waitpid((pid_t)b->pid[i], &status, WNOHANG) <= 0)
+	for (unsigned i = 0; i < PIDS; i++) {
+		if (!b->pid[i] || waitpid(b->pid[i], &status, WNOHANG) <= 0)
 			continue;
 		b->pid[i] = 0;
 		if (atomic_load(&b->turn) != PLAYERS)
-			fail("player %u ended with status 0x%x", i, (unsigned)status);
+			fail("process %u ended with status 0x%x", i, (unsigned)status);
 	}
 	if (b->n != seen || since == 0) {
 		seen = b->n;
@@ -1302,8 +1353,8 @@ static int end_players(bool failed)
 {
 	int status, bad = 0;
 
-	for (unsigned i = 0; i < b->players; i++) {
-		pid_t pid = (pid_t)atomic_load(&b->pid[i]);
+	for (unsigned i = 0; i < PIDS; i++) {
+		pid_t pid = b->pid[i];
 		if (!pid)
 			continue;
 		if (failed) {
@@ -1313,7 +1364,7 @@ static int end_players(bool failed)
 		if (waitpid(pid, &status, 0) == pid && status) {
 			bad = 1;
 			if (!failed)
-				warnx("player %u ended with status 0x%x", i, (unsigned)status);
+				warnx("process %u ended with status 0x%x", i, (unsigned)status);
 		}
 	}
 	return bad;
@@ -1360,14 +1411,14 @@ static _Noreturn void usage(void)
 
 int main(int argc, char **argv)
 {
-	unsigned ops = DEFAULT_OPS, procs = 2;
+	unsigned ops = DEFAULT_OPS, procs = 2, readers = 0;
 	const char *in = NULL, *out = NULL, *lie_how = NULL;
 	uint64_t seed = 1;
 	int c, rc;
 
 	if (argc == 5 && strcmp(argv[1], "player") == 0)
 		return player_main(atoi(argv[2]), (unsigned)atoi(argv[3]), argv[4]);
-	while ((c = getopt(argc, argv, "+s:n:p:e:x:o:i:")) != -1) {
+	while ((c = getopt(argc, argv, "+s:n:p:r:e:x:o:i:")) != -1) {
 		switch (c) {
 		case 's':
 			seed = strtoull(optarg, NULL, 10);
@@ -1377,6 +1428,9 @@ int main(int argc, char **argv)
 			break;
 		case 'p':
 			procs = (unsigned)atoi(optarg);
+			break;
+		case 'r':
+			readers = (unsigned)atoi(optarg);
 			break;
 		case 'e':
 			exclude(optarg);
@@ -1395,7 +1449,8 @@ int main(int argc, char **argv)
 		}
 	}
 	unsigned hosts = (unsigned)(argc - optind - 1);
-	if (argc - optind < 2 || procs == 0 || hosts * procs >= PLAYERS || ops > 100000000)
+	if (argc - optind < 2 || procs == 0 || hosts * procs >= PLAYERS ||
+	    readers > PIDS - PLAYERS || ops > 100000000)
 		usage();
 
 	char *dir = argv[optind];
@@ -1425,7 +1480,10 @@ int main(int argc, char **argv)
 		read_list(in);
 	b->total = b->asked + b->players + 1;
 	for (unsigned i = 0; i < b->players; i++)
-		start(i, argv[optind + 1 + (int)host_of(i)], argv[0], fd, dir);
+		b->pid[i] = start(i, argv[optind + 1 + (int)host_of(i)], argv[0], fd, dir);
+	for (unsigned i = 0; i < readers; i++)
+		b->pid[b->players + i] =
+		    start(PLAYERS + 1 + i, argv[optind + 1 + (int)(i % hosts)], argv[0], fd, dir);
 
 	double began = now();
 	atomic_store(&b->turn, b->players);

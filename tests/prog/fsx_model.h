@@ -15,8 +15,9 @@
 
 enum {
 	FILES = 3,
-	MAX_SIZE = 64 * PAGE,
+	MAX_SIZE = 128 * PAGE,
 	PLAYERS = 9, /* at most, with the third party */
+	PIDS = 20,   /* of players and readers */
 };
 
 /* name, weight, where it may come */
@@ -105,7 +106,7 @@ struct board {
 	uint32_t child_end;             /* the last op of a child */
 	uint8_t marks;                  /* hosts with unflushed marks, bit 0: host 0 */
 	bool settle[PLAYERS];           /* the host has not seen yet what the third party did */
-	_Atomic uint32_t pid[PLAYERS];
+	pid_t pid[PIDS];                /* none for the third party */
 	struct model file[FILES];
 	struct op op[];
 };
