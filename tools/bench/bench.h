@@ -3,7 +3,7 @@
  * bench.h - the parts of the benchmark.
  *
  * worker.c measures: the same code with and without the library; it knows nothing of Refault.
- * flush.c is processes that write a file back.  hops.c measures bare socket hops.  drive.c lets the workers measure in turns, round after round,
+ * flush.c is processes that write a file back, invalidate.c those that take one out of the cache.  hops.c measures bare socket hops.  drive.c lets the workers measure in turns, round after round,
  * and prints medians.  svg.c draws.
  */
 #ifndef BENCH_H
@@ -68,6 +68,9 @@ int cold_main(const char *file, const char *small);
 
 /* Dirty file as `how` says (flush.c) and print the time of its write-back in ns. */
 int flush_main(const char *file, const char *how);
+
+/* Have file cached, and take it out as `how` says (invalidate.c); print the time of that in ns. */
+int invalidate_main(const char *file, const char *how);
 
 /*
  * Change 8 bytes of a page, msync, some times; print the bytes sent and received for one.  status:

@@ -13,13 +13,17 @@
  *
  * Arguments, KEY=VALUE: rounds, svg; the commands of the workers (for sh -c) tmpfs, ext4, signal,
  * thread, reader; cold, cold-native (commands), cold-file, cold-reset (command); flush,
- * flush-native, flush-tmpfs, flush-tmpfs-native (commands, how is appended), wire (command); preload,
- * volumes, runtime (start-true's environment).
+ * flush-native, flush-tmpfs, flush-tmpfs-native, invalidate, invalidate-native (commands, how is
+ * appended), wire (command); preload, volumes, runtime (start-true's environment).
  *
  * flush-256m: all bytes of a mapping changed, msync(MS_SYNC); -random: one in 256 stays as it was;
  * -write: write() and fsync(); each against write() and fsync() of as many bytes to another file of
  * the export's directory.  wire-8-bytes: what the agent sends to flush a page in which 8 bytes were
  * changed, against the page; -back: what it is answered.
+ *
+ * invalidate-1g: a clean file, mapped and in the page tables, is taken out of the cache, against the
+ * kernel's MADV_DONTNEED and POSIX_FADV_DONTNEED on the same file where the export is.  The kernel has
+ * that in single pages, as a memfd has them that userfaultfd fills; -folios: as large as it likes.
  */
 #include <err.h>
 #include <math.h>
@@ -36,7 +40,7 @@
 
 #include "bench.h"
 
-enum { MAX_ROUNDS = 99, HOP_SAMPLES = 400, TRUES = 60 };
+enum { MAX_ROUNDS = 99, HOP_SAMPLES = 400, TRUES = 60, INVALIDATES = 5 /* take long */ };
 enum who { TMPFS, EXT4, SIGNAL, THREAD, READER, WHO };
 
 static const char *const who_key[WHO] = {"tmpfs", "ext4", "signal", "thread", "reader"};
@@ -63,6 +67,8 @@ enum {
 	FLUSH_RANDOM,
 	FLUSH_WRITE,
 	FLUSH_TMPFS,
+	INVALIDATE,
+	INVALIDATE_FOLIOS,
 	WIRE_SENT,
 	WIRE_RECEIVED,
 	TESTS
@@ -83,6 +89,8 @@ static const struct test tests[TESTS] = {
     [FLUSH_RANDOM] = {"flush-256m-random", "ms", 1e-6, 0},
     [FLUSH_WRITE] = {"flush-256m-write", "ms", 1e-6, 0},
     [FLUSH_TMPFS] = {"flush-256m-tmpfs", "ms", 1e-6, 0},
+    [INVALIDATE] = {"invalidate-1g", "ms", 1e-6, 1.5},
+    [INVALIDATE_FOLIOS] = {"invalidate-1g-folios", "ms", 1e-6, 0},
     [WIRE_SENT] = {"wire-8-bytes", "bytes", 1, 200. / 4096},
     [WIRE_RECEIVED] = {"wire-8-bytes-back", "bytes", 1, 0},
 };
@@ -288,7 +296,7 @@ static void fetch_cold(int argc, char **argv)
 	add(FETCH_COLD, 0, TMPFS, cold_run(file, value(argc, argv, "cold-native")));
 }
 
-static double flush_run(int argc, char **argv, const char *key, const char *how)
+static double run_with(int argc, char **argv, const char *key, const char *how)
 {
 	char cmd[8192];
 
@@ -310,14 +318,24 @@ static void flush(int argc, char **argv)
 	double sent, received;
 
 	for (size_t i = 0; i < sizeof(runs) / sizeof(runs[0]); i++) {
-		add(runs[i].test, 0, TMPFS, flush_run(argc, argv, runs[i].native, "write"));
-		add(runs[i].test, 0, SIGNAL, flush_run(argc, argv, runs[i].refault, runs[i].how));
+		add(runs[i].test, 0, TMPFS, run_with(argc, argv, runs[i].native, "write"));
+		add(runs[i].test, 0, SIGNAL, run_with(argc, argv, runs[i].refault, runs[i].how));
 	}
 	sent = number(value(argc, argv, "wire"), &received);
 	add(WIRE_SENT, 0, SIGNAL, sent);
 	add(WIRE_SENT, 0, TMPFS, 4096);
 	add(WIRE_RECEIVED, 0, SIGNAL, received);
 	add(WIRE_RECEIVED, 0, TMPFS, 4096);
+}
+
+static void invalidate(int argc, char **argv)
+{
+	double ours = run_with(argc, argv, "invalidate", "refault");
+
+	add(INVALIDATE, 0, SIGNAL, ours);
+	add(INVALIDATE_FOLIOS, 0, SIGNAL, ours);
+	add(INVALIDATE, 0, TMPFS, run_with(argc, argv, "invalidate-native", "pages"));
+	add(INVALIDATE_FOLIOS, 0, TMPFS, run_with(argc, argv, "invalidate-native", "folios"));
 }
 
 /* One result; false if its target was missed. */
@@ -386,6 +404,8 @@ int drive_main(int argc, char **argv)
 		visible(i);
 		fetch_cold(argc, argv);
 		flush(argc, argv);
+		if (i < INVALIDATES)
+			invalidate(argc, argv);
 	}
 	fputs("\r", stderr);
 	print_all();

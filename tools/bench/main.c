@@ -49,10 +49,13 @@ int main(int argc, char **argv)
 		return cold_main(argv[2], argv[3]);
 	if (argc == 4 && strcmp(argv[1], "flush") == 0)
 		return flush_main(argv[2], argv[3]);
+	if (argc == 4 && strcmp(argv[1], "invalidate") == 0)
+		return invalidate_main(argv[2], argv[3]);
 	if (argc == 4 && strcmp(argv[1], "wire") == 0)
 		return wire_main(argv[2], argv[3]);
 	if (argc > 2 && strcmp(argv[1], "drive") == 0)
 		return drive_main(argc - 2, argv + 2);
 	errx(2, "usage: bench worker FILE UNMANAGED VISIBLE CTL | cold FILE SMALL | "
-		"flush FILE map|random|write | wire FILE STATUS | drive KEY=VALUE...");
+		"flush FILE map|random|write | invalidate FILE refault|pages|folios | wire FILE "
+		"STATUS | drive KEY=VALUE...");
 }
