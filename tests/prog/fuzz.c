@@ -214,8 +214,22 @@ static void to_agent(void)
 			put_text(buf + n + sizeof(o), "unix:/nonexistent/skvolsome/file");
 			n += sizeof(o) + 32;
 		} else if (q.op == RF_OP_INFO) {
-			put_text(buf + n, rnd(2) ? "status" : "ping..");
-			n += 6;
+			const struct rf_inval i = {(uint32_t)rnd(4), (uint32_t)rnd(4)};
+
+			switch (rnd(3)) {
+			case 0:
+				put_text(buf + n, rnd(2) ? "status" : "ping..");
+				n += 6;
+				break;
+			default:
+				memcpy(buf + n, "invalidate", 11);
+				memcpy(buf + n + 11, &i, sizeof(i));
+				n += 11 + sizeof(i);
+				memset(buf + n, 0, 48);
+				put_text(buf + n, rnd(2) ? "vol" : "");
+				put_text(buf + n + 4, rnd(2) ? "model1" : "/..");
+				n += i.files ? i.files * 16 : rnd(48);
+			}
 		} else if (rnd(2)) {
 			size_t extra = rnd(512);
 			noise(buf + n, extra);

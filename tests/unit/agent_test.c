@@ -1399,6 +1399,8 @@ Test(agent_stat, written_found_dropped)
 	uint32_t i = ag_stat_find(h, 1, 2, 10);
 
 	cr_assert_eq(ag_stat_find(h, 1, 2, 10), i, "the same entry again");
+	cr_assert_eq(ag_stat_look(h, 1, 2), 10u);
+	cr_assert_eq(ag_stat_look(h, 1, 3), 0u);
 	ag_stat_write(h, i, 10, &st);
 	struct rf_stat_entry *e = lookup(h, 1, 2);
 	cr_assert(e && e->vnode == 10 && e->size == 123 && e->mtime == -5 && !(e->seq & 1));
@@ -1422,6 +1424,8 @@ Test(agent_stat, collisions_and_tombs)
 		i[k] = ag_stat_find(h, 1, ino[k], k + 1);
 	ag_stat_drop(h, i[1], 2);
 	cr_assert(lookup(h, 1, ino[2]), "a tomb does not end the search");
+	cr_assert_eq(ag_stat_look(h, 1, ino[2]), 3u);
+	cr_assert_eq(ag_stat_look(h, 1, ino[1]), 0u);
 	cr_assert_eq(ag_stat_find(h, 1, ino[3], 4), i[3],
 		     "an entry behind a tomb is not made twice");
 	cr_assert_eq(ag_stat_find(h, 1, ino[1], 9), i[1], "a tomb is used again");
