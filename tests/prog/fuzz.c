@@ -25,7 +25,7 @@
 
 #include <refault/agent.h>
 
-enum { MAX = 8192, OPS = 12, TYPES = 24 };
+enum { MAX = 8192, OPS = 18, TYPES = 24 };
 
 static struct sockaddr_un sa = {.sun_family = AF_UNIX};
 static uint64_t state;
