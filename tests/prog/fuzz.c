@@ -226,7 +226,8 @@ static void to_agent(void)
 				memcpy(buf + n + 11, &i, sizeof(i));
 				n += 11 + sizeof(i);
 				memset(buf + n, 0, 48);
-				put_text(buf + n, rnd(2) ? "vol" : "");
+				/* no export: what others have stored is not to be discarded */
+				put_text(buf + n, rnd(2) ? "xxx" : "");
 				put_text(buf + n + 4, rnd(2) ? "model1" : "/..");
 				n += i.files ? i.files * 16 : rnd(48);
 			}
