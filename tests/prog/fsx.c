@@ -933,7 +933,8 @@ static unsigned some_kind(uint64_t *s, unsigned where)
 static void choose_player(uint64_t *s, struct op *o, unsigned before)
 {
 	o->player = (uint8_t)before;
-	if (b->n <= b->child_end)
+	if (b->n <= b->child_end ||
+	    b->players == 0) /* the analyzer wants to know that there are some */
 		return;
 	if (b->mixed) {
 		if (pick(s, 8) == 0)
