@@ -18,8 +18,8 @@
  * moment.
  *
  * Each op follows from the seed, its number and the model, so the same seed, processes and hosts give the
- * same ops again on the same file system.  -o writes them to LIST, a line each, -i does what LIST says
- * instead: lines may be taken out.  -n stops after so many; -e leaves out a kind, or a mode of
+ * same ops again on the same file system.  -o writes them to LIST, the seed first, then a line each, -i does what
+ * LIST says instead: lines may be taken out.  -n stops after so many; -e leaves out a kind, or a mode of
  * fallocate.  What a file system lacks is asked of it
  * first; such a call must fail the same way and change nothing.
  *
@@ -545,9 +545,12 @@ static void do_OPEN_TRUNC(const struct op *o)
 
 static void do_FALLOC(const struct op *o)
 {
-	int64_t r = CALL(fallocate(fd_of(o->file), mode_flags[o->how], o->off, o->len));
+	struct model *m = model(o->file);
 
-	expect("fallocate", r, model_falloc(model(o->file), o->how, o->off, o->len));
+	if (o->how == INSERT && m->size + o->len > MAX_SIZE) /* in a list that was shortened */
+		return;
+	int64_t r = CALL(fallocate(fd_of(o->file), mode_flags[o->how], o->off, o->len));
+	expect("fallocate", r, model_falloc(m, o->how, o->off, o->len));
 }
 
 static void do_CLONE(const struct op *o)
@@ -555,6 +558,8 @@ static void do_CLONE(const struct op *o)
 	struct file_clone_range c = {fd_of(o->file2), o->off2, o->len, o->off};
 	int64_t r;
 
+	if (o->len == 0 && o->off + there(model(o->file2), o->off2, MAX_SIZE) > MAX_SIZE)
+		return;
 	if (o->how % 8 == 0 && o->len == 0 && o->off == 0 && o->off2 == 0)
 		r = CALL(ioctl(fd_of(o->file), FICLONE, fd_of(o->file2)));
 	else
@@ -1022,6 +1027,7 @@ static void choose(struct op *o, unsigned before)
 		break;
 	case FORK:
 		n = 1 + pick(&s, CHILD_OPS);
+		off = 0;
 		break;
 	default:
 		break;
@@ -1029,7 +1035,7 @@ static void choose(struct op *o, unsigned before)
 	o->off = (uint32_t)below(off, MAX_SIZE);
 	o->off2 = (uint32_t)below(off2, MAX_SIZE);
 	/* No op makes a file larger than the model can be. */
-	o->len = (uint32_t)below(n, MAX_SIZE - (o->kind == FORK ? 0 : o->off));
+	o->len = (uint32_t)below(n, MAX_SIZE - o->off);
 }
 
 /* ---- turns ---- */
@@ -1257,11 +1263,14 @@ static void read_list(const char *path)
 
 	if (!f)
 		err(1, "%s", path);
+	if (fscanf(f, "seed %" SCNu64, &b->seed) != 1)
+		errx(2, "%s: the first line is no seed", path);
 	b->asked = 1;
 	while (fscanf(f, "%u %u %u %u %u %u %u %u %u %u", &v[0], &v[1], &v[2], &v[3], &v[4], &v[5],
 		      &v[6], &v[7], &v[8], &o.fill) == 10) {
 		if (v[0] > b->players || v[1] >= KINDS || v[2] >= FILES || v[3] >= FILES ||
-		    v[4] > MAX_SIZE || v[5] > MAX_SIZE || v[6] > MAX_SIZE)
+		    v[4] > MAX_SIZE || v[5] > MAX_SIZE || v[6] > MAX_SIZE - v[4] || v[7] > 255 ||
+		    (v[1] == FALLOC && v[7] >= MODES))
 			errx(2, "%s: op %u is none", path, b->asked);
 		o.player = (uint8_t)v[0];
 		o.kind = (uint8_t)v[1];
@@ -1284,6 +1293,7 @@ static void write_list(const char *path)
 
 	if (!f)
 		err(1, "%s", path);
+	fprintf(f, "seed %" PRIu64 "\n", b->seed);
 	for (uint32_t n = 1; n <= b->n && n < b->asked; n++) {
 		const struct op *o = &b->op[n];
 		fprintf(f, "%u %u %u %u %u %u %u %u %u %u\n", o->player, o->kind, o->file, o->file2,
