@@ -1255,32 +1255,45 @@ static void probe(const char *dir)
 	close(from);
 }
 
-static void read_list(const char *path)
+static unsigned kind_named(const char *name)
+{
+	unsigned i;
+
+	for (i = 0; i < KINDS && strcmp(name, kinds[i].name) != 0; i++)
+		;
+	return i;
+}
+
+static void read_list(const char *path, uint32_t most)
 {
 	FILE *f = fopen(path, "r");
 	struct op o = {0};
-	unsigned v[9];
+	char name[32];
+	unsigned v[8];
 
 	if (!f)
 		err(1, "%s", path);
 	if (fscanf(f, "seed %" SCNu64, &b->seed) != 1)
 		errx(2, "%s: the first line is no seed", path);
 	b->asked = 1;
-	while (fscanf(f, "%u %u %u %u %u %u %u %u %u %u", &v[0], &v[1], &v[2], &v[3], &v[4], &v[5],
-		      &v[6], &v[7], &v[8], &o.fill) == 10) {
-		if (v[0] > b->players || v[1] >= KINDS || v[2] >= FILES || v[3] >= FILES ||
-		    v[4] > MAX_SIZE || v[5] > MAX_SIZE || v[6] > MAX_SIZE - v[4] || v[7] > 255 ||
-		    (v[1] == FALLOC && v[7] >= MODES))
+	while (fscanf(f, "%u %31s %u %u %u %u %u %u %u %u", &v[0], name, &v[1], &v[2], &v[3], &v[4],
+		      &v[5], &v[6], &v[7], &o.fill) == 10) {
+		const unsigned kind = kind_named(name);
+		if (v[0] > b->players || kind == KINDS || v[1] >= FILES || v[2] >= FILES ||
+		    v[3] > MAX_SIZE || v[4] > MAX_SIZE || v[5] > MAX_SIZE - v[3] || v[6] > 255 ||
+		    (kind == FALLOC && v[6] >= MODES))
 			errx(2, "%s: op %u is none", path, b->asked);
+		if (b->asked > most)
+			errx(2, "%s: more than %u ops, see -n", path, most);
 		o.player = (uint8_t)v[0];
-		o.kind = (uint8_t)v[1];
-		o.file = (uint8_t)v[2];
-		o.file2 = (uint8_t)v[3];
-		o.off = v[4];
-		o.off2 = v[5];
-		o.len = v[6];
-		o.how = (uint8_t)v[7];
-		o.mixed = (uint8_t)v[8];
+		o.kind = (uint8_t)kind;
+		o.file = (uint8_t)v[1];
+		o.file2 = (uint8_t)v[2];
+		o.off = v[3];
+		o.off2 = v[4];
+		o.len = v[5];
+		o.how = (uint8_t)v[6];
+		o.mixed = (uint8_t)v[7];
 		b->op[b->asked++] = o;
 	}
 	b->made = b->asked;
@@ -1296,8 +1309,8 @@ static void write_list(const char *path)
 	fprintf(f, "seed %" PRIu64 "\n", b->seed);
 	for (uint32_t n = 1; n <= b->n && n < b->asked; n++) {
 		const struct op *o = &b->op[n];
-		fprintf(f, "%u %u %u %u %u %u %u %u %u %u\n", o->player, o->kind, o->file, o->file2,
-			o->off, o->off2, o->len, o->how, o->mixed, o->fill);
+		fprintf(f, "%u %s %u %u %u %u %u %u %u %u\n", o->player, kinds[o->kind].name,
+			o->file, o->file2, o->off, o->off2, o->len, o->how, o->mixed, o->fill);
 	}
 	if (fclose(f))
 		err(1, "%s", path);
@@ -1399,17 +1412,15 @@ static void summary(double seconds)
 
 static void exclude(const char *name)
 {
-	for (unsigned i = 0; i < KINDS; i++)
-		if (strcmp(name, kinds[i].name) == 0) {
-			excluded |= 1ull << i;
-			return;
-		}
-	for (unsigned i = 0; i < MODES; i++)
-		if (strcmp(name, mode_name[i]) == 0) {
-			excluded |= 1ull << (KINDS + i);
-			return;
-		}
-	errx(2, "there is no kind or mode %s", name);
+	unsigned i = kind_named(name), mode = 0;
+
+	if (i == KINDS) {
+		while (mode < MODES && strcmp(name, mode_name[mode]) != 0)
+			mode++;
+		if (mode == MODES)
+			errx(2, "there is no kind or mode %s", name);
+	}
+	excluded |= 1ull << (i + mode);
 }
 
 static _Noreturn void usage(void)
@@ -1488,7 +1499,7 @@ int main(int argc, char **argv)
 	prepare(b->players, dir);
 	probe(dir);
 	if (in)
-		read_list(in);
+		read_list(in, ops);
 	b->total = b->asked + b->players + 1;
 	for (unsigned i = 0; i < b->players; i++)
 		b->pid[i] = start(i, argv[optind + 1 + (int)host_of(i)], argv[0], fd, dir);
