@@ -57,11 +57,11 @@ errors() {
 
 # Every way in which a change comes: its bytes with the break; where it is; that there is one.
 breaks() {
-	local i=0 hex
+	local hex
 	program a A brk rw && worker b B && want b ok open 1 "$T/vol/brk" rw &&
 		want a ok pin 0 65536 w && want a ok store 8 4d || return
 	for hex in 62 63; do
-		want b ok pwrite 1 100 $hex && want b ok fsync 1 && want a $hex kload 100 1 || return
+		want b ok pwrite 1 100 "$hex" && want b ok fsync 1 && want a "$hex" kload 100 1 || return
 	done
 	want b ok pwrite 1 0 "$(printf '%0131072d' 0 | sed 's/00/64/g')" && want b ok fsync 1 &&
 		want a 64 kload 40000 1 && want a 4d6464 kload 8 3 || return

@@ -159,8 +159,15 @@ static long ring_make(void *addr, size_t len)
 /* One READ_FIXED or WRITE_FIXED between the pipe and the registered memory, to its end. */
 static long ring_io(int op, int fd, void *addr, size_t len)
 {
-	unsigned tail = *me.sq_tail, i = tail & *me.sq_mask, head;
+	unsigned tail, i, head;
 	long r;
+
+	if (!me.sq_tail) {
+		errno = EBADF;
+		return -1;
+	}
+	tail = *me.sq_tail;
+	i = tail & *me.sq_mask;
 
 	me.sqe[i] = (struct io_uring_sqe){
 	    .opcode = (uint8_t)op, .fd = fd, .addr = (uintptr_t)addr, .len = (uint32_t)len};
@@ -331,6 +338,10 @@ static bool obey(char *s)
 	at = (volatile unsigned char *)me.p + a;
 	if (strcmp(cmd, "exit") == 0)
 		return false;
+	if (!me.p && strcmp(cmd, "open") != 0) {
+		puts("err nothing is open");
+		return true;
+	}
 	if (strcmp(cmd, "pid") == 0) {
 		printf("%d\n", getpid());
 	} else if (strcmp(cmd, "fork") == 0) {

@@ -73,11 +73,11 @@ struct ag_vnode {
 	uint32_t extend_key;           /* whose write() made it larger than the server's */
 	int extend_err;                /* of the last try to make it larger */
 	struct ag_hold *gate; /* a structural change is under way: no stores are sent; freeze.h */
-	bool frozen;          /* no page becomes DIRTY */
 	struct ag_list gate_waits;
+	bool frozen;    /* no page becomes DIRTY */
 	bool behind;    /* a flush that nobody waits for is under way */
-	uint32_t batch; /* pages of a STORE; 0: as many as it holds.  Smaller after a refusal */
 	bool wind;      /* a change was refused: back to the server's size when all is quiet */
+	uint32_t batch; /* pages of a STORE; 0: as many as it holds.  Smaller after a refusal */
 
 	struct ag_stream {
 		uint64_t start, next; /* what was asked for last */
