@@ -188,9 +188,17 @@ static void wrong(int kind, int f, unsigned b, uint64_t saw, uint64_t want, cons
 	uint32_t n = atomic_fetch_add(&m->wrong[kind], 1);
 
 	atomic_compare_exchange_strong(&m->at, &none, now_ms() - born + 1);
-	if (n < 5)
-		printf("%s: host %c, %s, block %u: %s saw %#jx, limit %ju\n", kind_name[kind],
-		       'A' + host, file_name[f], b, how, (uintmax_t)saw, (uintmax_t)want);
+	if (n < 5) {
+		const struct block *e = &m->b[f][b];
+
+		printf("%s: host %c, %s, block %u: %s saw %#jx, limit %ju; of host %c, begun %ju, "
+		       "done %ju, flushed %ju, freed %ju, changes %ju, over %ju\n",
+		       kind_name[kind], 'A' + host, file_name[f], b, how, (uintmax_t)saw,
+		       (uintmax_t)want, 'A' + home(f, b), (uintmax_t)atomic_load(&e->begun),
+		       (uintmax_t)atomic_load(&e->done), (uintmax_t)atomic_load(&e->stable),
+		       (uintmax_t)atomic_load(&e->dead), (uintmax_t)atomic_load(&e->starts),
+		       (uintmax_t)atomic_load(&e->ends));
+	}
 	fflush(stdout);
 	if (n >= 20)
 		atomic_store(&m->stop, 1);
@@ -288,22 +296,25 @@ static void pin_down(int f, unsigned b, unsigned n, const uint64_t *starts, cons
 	}
 	for (unsigned i = 0; i < n; i++) {
 		struct block *e = &m->b[f][b + i];
-		uint64_t gen = 0, first;
-		unsigned of = b + i;
-		bool whole = there;
+		uint64_t gen = there ? UINT64_MAX : 0, first = there ? w[i * WORDS] : 0;
+		bool own = true;
 
 		if (starts[i] == NONE)
 			continue;
-		first = there ? w[i * WORDS] : 0;
-		for (unsigned k = 1; whole && k < WORDS; k++)
-			whole = w[i * WORDS + k] == first;
-		if (atomic_load(&e->starts) != starts[i])
+		/* Stores that met a change may have left a block of several generations: the oldest. */
+		for (unsigned k = 0; there && k < WORDS; k++) {
+			const uint64_t v = w[i * WORDS + k];
+			unsigned of = b + i;
+			uint64_t g = 0;
+
+			if (v && !word_parse(v, &of, &g))
+				wrong(NOWHERE, f, b + i, v, 0, how);
+			own &= of == b + i;
+			gen = g < gen ? g : gen;
+		}
+		if (!own || atomic_load(&e->starts) != starts[i])
 			continue;
-		if (first && (!word_parse(first, &of, &gen)))
-			wrong(NOWHERE, f, b + i, first, 0, how);
-		if (of != b + i)
-			continue;
-		if (!whole || gen < wrote[i])
+		if (gen < wrote[i])
 			wrong(STALE, f, b + i, first, wrote[i], how);
 		else if (gen)
 			atomic_store(&e->pinned, gen << 32 | (starts[i] & 0xffffffff));
@@ -441,6 +452,15 @@ static void look(int f, unsigned b, unsigned n, uint64_t *s)
 			return; /* where it ends is not known */
 	}
 	counted(how ? N_LOAD : N_READ);
+	/* A read may meet a store in the middle of a word, and show both; another one does not. */
+	for (unsigned i = 0; !how && i < got * WORDS; i++) {
+		unsigned of;
+		uint64_t gen;
+
+		for (int k = 0; k < 100 && w[i] && !word_parse(w[i], &of, &gen); k++)
+			if (pread(fd[f], &w[i], 8, ((off_t)b * WORDS + i) * 8) != 8)
+				w[i] = 0; /* cut off meanwhile */
+	}
 	still = !(shifts & 1) && atomic_load(&m->shifts) == shifts;
 	for (unsigned i = 0; i < n; i++)
 		for (unsigned k = 0; k < WORDS; k++)
