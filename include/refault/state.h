@@ -28,32 +28,43 @@
  *
  * Whoever changes a word that others may wait for (WRITEBACK, REJECTED) wakes the futex on its low
  * half; who waits has raised `waiting` before it looked at the word a last time, so whoever has
- * changed many looks there first.  The generation changes whenever the content changes other than by the programs' own
- * stores, so that optimistic readers and mkwrite's CAS notice.
+ * changed many looks there first.  The generation changes whenever the content changes other than by
+ * the programs' own stores, so that optimistic readers and mkwrite's CAS notice.
  *
  * Counters: cb_break, cb_s_break count breaks and mass breaks; a promise holds while
  *	cb_expires_at > CLOCK_MONOTONIC  &&  cb_s_seen == host->server[server].cb_s_break.
  *
- * Locks, outermost first (this is the one place that says so):
- *	gate -> frozen -> vnode.validate -> invalidate_lock -> pin -> page state -> key list.
- * Of two vnodes the one with the smaller id comes first: both gates, then both frozen; two
- * invalidate_locks are never held at a time.
+ * Locks, outermost first (this is the one place that says so; DEBUG=1 asserts it, see tools/agent/debug.h
+ * and shim/debug.h):
+ *	in the agent	gate -> frozen -> the vnode's task -> invalidate_lock -> page state -> key list
+ *	in a program	attach_lock -> lock (ctx.h) -> slot -> page state
+ * Of two vnodes the one with the smaller id comes first: both gates at once, then both frozen, one
+ * after the other; nobody ever has two invalidate_locks, and no thread two slots.
  *
  * gate (the agent's, not in here): one structural change (truncate, fallocate, remap) of a vnode at a
  * time, from before its flush until the server has applied it and the cache follows.
  *
  * frozen: the modification side.  Set in invalidate_lock, when every writable PTE of the vnode (but
- * those under LONG pins) has been taken away: from then on no page becomes DIRTY (page_mkwrite waits), while pages are still
- * filled, mapped and read.  So what is flushed under it is the file of one moment, and a clone, a
- * dedupe, a collapse or an invalidate is atomic towards stores, over RPCs too; a lost connection, or an
- * answer that does not come, ends it.
- * A store never waits for it with a slot in hand.
+ * those under LONG pins) has been taken away: from then on no page becomes DIRTY (page_mkwrite
+ * waits), while pages are still filled, mapped and read.  So what is flushed under it is the file of
+ * one moment, and a clone, a dedupe, a collapse or an invalidate is atomic towards stores, over RPCs
+ * too; a lost connection, or an answer that does not come, ends it.  A store never waits for it with
+ * a slot in hand.  Who is frozen is gated.
+ *
+ * task (the agent's): what is done with a vnode as a whole, one at a time and in the order of the
+ * server's stream (task.h); so nothing is filled while one is at work.
  *
  * invalidate_lock: the shared side is a slot: claim by CAS, look at `invalidate`; set -> release,
- * wait on it, start over.  A slot is never held across a wait, and only with all signals
- * blocked.  The exclusive side is the agent's alone: set, fence, wait for slots that name the
- * vnode, act, clear, wake.  Never across an RPC: what must stay out over an RPC is frozen, or dropped
- * and its fetch held back by the gate.
+ * wait on it, start over.  A slot is never held across a wait (but for the stripper to be done with a
+ * mapping, who waits for nobody), and only with all signals
+ * blocked.  The exclusive side is the agent's alone, in a task: set, fence, wait for slots that name
+ * the vnode, act, clear, wake.  Not for ever: after a while what is left to be done is what cannot harm
+ * a thread that stands still with its slot, and nobody else waits for it.  Never across an RPC: what
+ * must stay out over an RPC is frozen, or dropped and its fetch held back by the gate.
+ *
+ * pin: taken in a slot, with frozen clear, and kept over anything: faults, requests, waits for
+ * frozen.  So nobody waits for a pin with frozen or invalidate_lock: who finds one lets go of both,
+ * and looks again later.
  *
  * No page state is held across an RPC other than WRITEBACK, which waits for its own `applied` only; a
  * break, a strip or its acknowledgement never waits for WRITEBACK, nor for gate or frozen.
