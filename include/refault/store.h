@@ -76,8 +76,9 @@ enum {
 	STORE_UNDO_BYTES = 1, /* put back range[] from data, the last first; cut to size */
 	STORE_UNDO_APPEND,    /* data was being appended at size: cut to size */
 	STORE_UNDO_FINISH,    /* fallocate range[] by mode, cut to size: done */
-	/* collapse, insert: done if the file has `end` bytes, not if `size`.  range[0]: nothing was there
-	 * before an insertion, and behind it something; if that has not moved it is cut to size */
+	/* collapse, insert: done if the file has `end` bytes, not if `size`.  range[0]: before a
+	 * collapse the file in whole blocks, as which it is shifted; nothing was there before an
+	 * insertion, and behind it something: if that has not moved it is cut to size */
 	STORE_UNDO_SHIFT,
 	STORE_UNDO_REMAP /* remap (mode: RF_REMAP_*) range[1] of src to range[0]: done.  data: its path */
 };

@@ -646,11 +646,11 @@ static void fill_blocks(const char *name, size_t n, unsigned char first)
 }
 
 /* Done and not remembered, or not begun: the size says which.  Done once, whichever it was. */
-static void shifted(const char *fs, int how, int mode, bool grown)
+static void shifted(const char *fs, int how, int mode, off_t left)
 {
 	const struct tc_at where = {.path = "f", .off = DEADLY};
 	const bool insert = mode == FALLOC_FL_INSERT_RANGE;
-	enum { N = DEADLY / 4096 + 8 };
+	enum { N = DEADLY / 4096 + 8, TAIL = 100 };
 	unsigned char *buf = malloc(BUF);
 	struct tc_at there = where;
 	struct tc a;
@@ -659,6 +659,7 @@ static void shifted(const char *fs, int how, int mode, bool grown)
 
 	on_disk(fs);
 	fill_blocks("f", N, 'A');
+	cr_assert(not(truncate(at("f"), N * 4096 + TAIL)));
 	start_deadly(how);
 	back(&a, 1);
 	s = tc_find(&a, "f", RF_LK_READ | RF_LK_WRITE);
@@ -666,52 +667,102 @@ static void shifted(const char *fs, int how, int mode, bool grown)
 	tc_falloc(&a, &there, 7, mode, 0x2000);
 	EXPECT(&a, -1);
 	tc_close(&a);
-	if (grown)
-		cr_assert(not(truncate(at("f"), N * 4096 + 0x2000)));
+	if (left)
+		cr_assert(not(truncate(at("f"), N * 4096 + TAIL + left)));
 	next_server();
 	size = content(buf, BUF);
-	cr_assert(eq(i64, size, N * 4096 + (how == AT_CALL ? 0 : insert ? 0x2000 : -0x2000)));
+	cr_assert(eq(i64, size,
+		     N * 4096 + TAIL +
+			 (how == AT_CALL ? 0
+			  : insert       ? 0x2000
+					 : -0x2000)));
 	back(&a, 1);
 	tc_falloc(&a, &there, 7, mode, 0x2000);
 	done(&a);
 	size = content(buf, BUF);
-	cr_assert(eq(i64, size, N * 4096 + (insert ? 0x2000 : -0x2000)));
+	cr_assert(eq(i64, size, N * 4096 + TAIL + (insert ? 0x2000 : -0x2000)));
 	cr_assert(eq(int, buf[DEADLY - 1], 'A' + DEADLY / 4096 - 1));
 	cr_assert(eq(int, buf[DEADLY], insert ? 0 : 'A' + DEADLY / 4096 + 2));
-	cr_assert(eq(int, buf[size - 1], 'A' + N - 1));
+	cr_assert(eq(int, buf[size - TAIL - 1], 'A' + N - 1));
 	tc_close(&a);
 	free(buf);
 }
 
 Test(crash, collapse_not_begun)
 {
-	shifted("ext4", AT_CALL, FALLOC_FL_COLLAPSE_RANGE, false);
+	shifted("ext4", AT_CALL, FALLOC_FL_COLLAPSE_RANGE, 0);
 }
 
 Test(crash, collapse_done)
 {
-	shifted("ext4", AFTER_CHANGE, FALLOC_FL_COLLAPSE_RANGE, false);
+	shifted("ext4", AFTER_CHANGE, FALLOC_FL_COLLAPSE_RANGE, 0);
+}
+
+/* xfs, killed for good: cut inside a block it would say EINTR, shifted, with the size of before. */
+Test(crash, collapse_killed_at_any_time)
+{
+	enum { N = 2000, ROUNDS = 12 };
+	static unsigned char buf[2 * N * 4096 + 100];
+	struct tc_at where = {.path = "f"};
+	int round, i, olds = 0;
+	rf_status s;
+	struct tc a;
+	off_t size;
+
+	on_disk("xfs");
+	for (round = 0; round < ROUNDS; round++) {
+		unsigned seen = 0;
+
+		/* Many extents, so that it takes its time. */
+		put_file("f", "");
+		for (i = 1; i < N; i++)
+			others_write("f", (off_t)2 * i * 4096, i % 2 ? "odd" : "even");
+		cr_assert(not(truncate(at("f"), (off_t)sizeof(buf))));
+		start_server();
+		back(&a, 1);
+		s = tc_find(&a, "f", RF_LK_READ | RF_LK_WRITE);
+		where.fid = &s.fid;
+		tc_falloc(&a, &where, (uint64_t)round + 1, FALLOC_FL_COLLAPSE_RANGE, 0x2000);
+		usleep((useconds_t)(round * 700));
+		stop_server(SIGKILL);
+		tc_close(&a);
+		start_server();
+		size = content(buf, sizeof(buf));
+		olds += size == sizeof(buf);
+		cr_assert(size == sizeof(buf) || size == sizeof(buf) - 0x2000);
+		back(&a, 1);
+		tc_falloc(&a, &where, (uint64_t)round + 1, FALLOC_FL_COLLAPSE_RANGE, 0x2000);
+		done(&a);
+		size = content(buf, sizeof(buf));
+		cr_assert(eq(i64, size, sizeof(buf) - 0x2000));
+		for (i = 1; i < N; i++)
+			seen += buf[(2 * i - 2) * 4096] == (i % 2 ? 'o' : 'e');
+		cr_assert(eq(u32, seen, N - 1), "round %d", round);
+		stop_server(SIGTERM);
+		tc_close(&a);
+	}
+	fprintf(stderr, "%d times old, %d times new\n", olds, ROUNDS - olds);
 }
 
 Test(crash, insert_not_begun)
 {
-	shifted("ext4", AT_CALL, FALLOC_FL_INSERT_RANGE, false);
+	shifted("ext4", AT_CALL, FALLOC_FL_INSERT_RANGE, 0);
 }
 
 /* As file systems leave it that have no space to split an extent. */
 Test(crash, insert_only_grown)
 {
-	shifted("ext4", AT_CALL, FALLOC_FL_INSERT_RANGE, true);
+	shifted("ext4", AT_CALL, FALLOC_FL_INSERT_RANGE, 0x2000);
 }
 
 Test(crash, insert_done)
 {
-	shifted("ext4", AFTER_CHANGE, FALLOC_FL_INSERT_RANGE, false);
+	shifted("ext4", AFTER_CHANGE, FALLOC_FL_INSERT_RANGE, 0);
 }
 
 Test(crash, insert_done_xfs)
 {
-	shifted("xfs", AFTER_CHANGE, FALLOC_FL_INSERT_RANGE, false);
+	shifted("xfs", AFTER_CHANGE, FALLOC_FL_INSERT_RANGE, 0);
 }
 
 /* Zeros that make the file larger.  Not done again over what others stored since. */

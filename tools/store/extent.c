@@ -19,9 +19,11 @@
  *
  *	alloc, unshare		nothing but the size can be seen: put back (UNDO_BYTES)
  *	punch, zero		done again (UNDO_FINISH)
- *	collapse, insert	ext4 and xfs do not look for signals on their way, so it is done or
+ *	collapse, insert	ext4 and xfs do not look for signals while they shift, so it is done or
  *				not, which the size says (UNDO_SHIFT); it must not be done again.
- *				An insertion that is out of space by then has grown the file and
+ *				But xfs does when it then cuts a collapsed file inside a block, and
+ *				leaves the size: so the file is of whole blocks meanwhile.  An
+ *				insertion that is out of space by then has grown the file and
  *				moved nothing: the first data behind the offset is where it was
  *	clone, copy		these do look for signals: done again (UNDO_REMAP).  The source is as it
  *				was: it is held like the file itself, and ranges that
@@ -39,6 +41,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/statfs.h>
 #include <unistd.h>
 
 #define INLINE (1u << 20)      /* allocated in memory at once; more takes too long for the caller */
@@ -88,6 +91,32 @@ static int call(int fd, int mode, const rf_range *r)
 	return err;
 }
 
+/* The file's size, up to the end of its last block. */
+static uint64_t whole_blocks(const struct dir_change *c)
+{
+	uint64_t size = c->ch->before.size, part;
+	struct statfs st;
+
+	if (fstatfs(c->fd, &st) || st.f_bsize <= 0)
+		return size;
+	part = size % (uint64_t)st.f_bsize;
+	return part ? size - part + (uint64_t)st.f_bsize : size;
+}
+
+static int collapse(const struct dir_change *c)
+{
+	const uint64_t size = c->ch->before.size, whole = whole_blocks(c);
+	const rf_range *r = c->ch->ranges;
+	int err;
+
+	if (whole != size && ftruncate(c->fd, (off_t)whole))
+		return -errno;
+	err = call(c->fd, FALLOC_FL_COLLAPSE_RANGE, r);
+	if (whole != size && ftruncate(c->fd, (off_t)(err ? size : size - r->len)))
+		return -EIO;
+	return err;
+}
+
 static void arm(struct dir_change *c)
 {
 	struct store_change *ch = c->ch;
@@ -111,6 +140,8 @@ static void arm(struct dir_change *c)
 		u->range[0] = (rf_range){r->off, (uint64_t)data - r->off};
 		dir_undo_arm(c, STORE_UNDO_SHIFT, size, size + r->len, 0);
 	} else if (ch->mode == FALLOC_FL_COLLAPSE_RANGE) {
+		u->nranges = 1;
+		u->range[0] = (rf_range){0, whole_blocks(c)};
 		dir_undo_arm(c, STORE_UNDO_SHIFT, size, size - r->len, 0);
 	} else if (!(ch->mode & FALLOC_FL_KEEP_SIZE) && end > size) {
 		dir_undo_arm(c, STORE_UNDO_BYTES, size, end, 0);
@@ -175,7 +206,7 @@ int dir_fallocate(struct store_file *file, const struct store_cred *cred, struct
 	mode = ch->mode;
 	if (mode & FALLOC_FL_ZERO_RANGE && !file->vol->ram)
 		mode = FALLOC_FL_KEEP_SIZE;
-	err = call(c.fd, mode, r);
+	err = mode == FALLOC_FL_COLLAPSE_RANGE ? collapse(&c) : call(c.fd, mode, r);
 	if (!err && mode != ch->mode)
 		err = call(c.fd, mode = ch->mode, r);
 	if (err)
@@ -411,12 +442,18 @@ int dir_recover_finish(int fd, const struct store_undo *u, uint64_t size)
 int dir_recover_shift(int fd, const struct store_undo *u, uint64_t size)
 {
 	const rf_range *hole = &u->range[0]; /* up to the first data, as it was */
+	const uint64_t len = u->size - u->end;
 
 	if (size == u->size)
 		return 0;
+	if (u->end < u->size && size == hole->len) /* of whole blocks, not collapsed yet */
+		return ftruncate(fd, (off_t)u->size) ? -errno : 0;
+	if (u->end < u->size && size == hole->len - len) /* collapsed, of whole blocks still */
+		return ftruncate(fd, (off_t)u->end) ? -errno : 1;
 	if (size != u->end)
 		return -EEXIST;
-	if (!u->nranges || lseek(fd, (off_t)hole->off, SEEK_DATA) != (off_t)(hole->off + hole->len))
+	if (u->end < u->size || !u->nranges ||
+	    lseek(fd, (off_t)hole->off, SEEK_DATA) != (off_t)(hole->off + hole->len))
 		return 1;
 	return ftruncate(fd, (off_t)u->size) ? -errno : 0;
 }
