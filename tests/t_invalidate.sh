@@ -117,6 +117,19 @@ flushed() {
 }
 check flush-writes-back flushed
 
+# 256 pages that follow one another, and not as many requests.
+large_requests() {
+	local before
+	want b ok open 20 "$T/vol/wide" rw && want b ok map 20 20 rw 0 1048576 &&
+		want b ok fill 20 0 1048576 78 && before=$(counter B store) &&
+		says 0 '' B --flush --volume vol wide || return
+	before=$(($(counter B store) - before))
+	[ "$before" -ge 1 ] && [ "$before" -le 4 ] || { echo "$before STOREs"; return 1; }
+	tr -d x <"$T/vol/wide" | cmp -s - /dev/null && want b ok fill 20 0 1048576 77 &&
+		want b ok msync 20 && want b ok close 20
+}
+check flush-in-large-requests large_requests
+
 discarded() {
 	hold 7 f5 && want b ok store 7 0 7a && want b ok pwrite 7 73727 79 && want b 73728 size 7 &&
 		says 0 '' B --discard "$T/vol/f5" && want b 61 all 7 0 $LEN && want b $LEN size 7 &&
