@@ -185,11 +185,17 @@ crosswise() {
 }
 here two-hosts-crosswise crosswise
 
+# Another agent on host A, with these in its environment.
+anew() {
+	dismiss a a2
+	raw A "$BIN/refault" stop >/dev/null && eventually 20 gone || { echo "the agent does not leave"; return 1; }
+	env "$@" "$T/rawA" "$BIN/refault-agent" --daemon
+}
+gone() { [ -z "$(agent_pids A)" ]; }
+
 # The server has nothing to say for too long: who asked is told, and stores do not wait any longer.
 silent() {
-	dismiss a a2
-	raw A "$BIN/refault" stop >/dev/null || return
-	REFAULT_TIMEOUT=4 start_agent A
+	anew REFAULT_TIMEOUT=4 || return
 	worker a A
 	worker a2 A
 	open_all 8 silent && want a2 ok store 8 0 58 && hold && tell a falloc 8 punch $P $P && becomes silent frozen &&
@@ -230,9 +236,7 @@ frozen() {
 check copies-are-of-one-moment frozen
 # Without, what is stored to all the time does not become clean: the same is tried again and again.
 unguarded() {
-	dismiss a a2
-	raw A "$BIN/refault" stop >/dev/null || return
-	REFAULT_DISABLE=freeze start_agent A
+	anew REFAULT_DISABLE=freeze || return
 	on A "$BIN/tests/frozen" "$T/vol/many" "$T/vol/target" 2 || return
 	[ "$(counter A give-way)" -gt 0 ] || { echo "never given way: this test cannot fail"; return 1; }
 }
