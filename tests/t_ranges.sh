@@ -35,8 +35,10 @@ make_hosts A B C
 compare() {
 	local g=$1 rc=0
 	raw A "$BIN/tests/ranges" "$V/native/$g" "$g" >"$T/$g.native"
-	mkfifo "$T/$g.to" "$T/$g.from"
-	on B "$BIN/tests/ranges" "$V/$g" peer <"$T/$g.to" >"$T/$g.from" 2>"$T/$g.peer" &
+	mkfifo -m 666 "$T/$g.to" "$T/$g.from"
+	# shellcheck disable=SC2016 # expanded by the inner shell; timeout ends it while it opens them, too
+	timeout 60 "$T/B" sh -c 'exec "$1" "$2" peer <"$3" >"$4"' - \
+		"$BIN/tests/ranges" "$V/$g" "$T/$g.to" "$T/$g.from" 2>"$T/$g.peer" &
 	timeout 60 "$T/A" "$BIN/tests/ranges" "$V/$g" "$g" "$T/$g.to" "$T/$g.from" >"$T/$g.managed" 2>"$T/$g.said"
 	diff "$T/$g.native" "$T/$g.managed" >"$T/$g.diff" || rc=1
 	wait $! || rc=1
