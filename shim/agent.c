@@ -375,7 +375,7 @@ static void *map_fd(int fd, int prot)
 
 	if (rf_syscall(SYS_fstat, fd, &st) || st.st_size <= 0)
 		return NULL;
-	p = sys_mmap(NULL, (size_t)st.st_size, prot, MAP_SHARED, fd, 0);
+	p = sys_reserve((size_t)st.st_size, prot, MAP_SHARED, fd);
 	if (sys_err(p))
 		return NULL;
 	rf_syscall(SYS_madvise, p, st.st_size, MADV_DONTDUMP);

@@ -278,6 +278,18 @@ static void find_options(struct ctx *c)
 enum { MAKER_NONE = 0, MAKER_DONE = -1 }; /* else: the thread id of whoever makes it */
 static _Atomic int32_t maker;
 
+void *ctx_reserve(struct ctx *c, size_t n)
+{
+	void *p =
+	    sys_reserve(n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+
+	if (!sys_err(p) && c->nown < sizeof(c->own) / sizeof(c->own[0])) {
+		c->own[c->nown].p = p;
+		c->own[c->nown++].n = n;
+	}
+	return p;
+}
+
 struct ctx *ctx_make(void)
 {
 	struct ctx *c = &the_ctx;

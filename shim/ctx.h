@@ -104,6 +104,12 @@ struct ctx {
 	pid_t strip_pid;
 	void *strip_stack;
 
+	struct { /* large reservations of ours, which mlockall() does not mean */
+		void *p;
+		size_t n;
+	} own[3];
+	uint32_t nown;
+
 	bool fork_ready;
 	_Atomic uint32_t cell_turn, cell_waiters; /* futex: a cell was given back; who waits */
 	_Atomic uint32_t twin_near, twin_far;     /* hints: where a free twin was last found */
@@ -120,6 +126,10 @@ struct ctx {
 };
 
 extern struct ctx *rf_ctx __attribute__((visibility("hidden")));
+
+/* Private memory of our own, for good: reserved whole, had as it is touched.  At most three of them; an
+ * error as sys_mmap's.  Takes no lock: not from two threads. */
+void *ctx_reserve(struct ctx *c, size_t n);
 
 /* What ctx_get does the first time: symbols, configuration, inherited descriptors. */
 struct ctx *ctx_make(void);

@@ -46,8 +46,7 @@ int file_init(struct ctx *c)
 {
 	const size_t len =
 	    sizeof(struct own) + CTX_FDS * sizeof(struct file *) + POOL * sizeof(struct file);
-	struct own *own = sys_mmap(NULL, len, PROT_READ | PROT_WRITE,
-				   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	struct own *own = ctx_reserve(c, len);
 
 	if (sys_err(own))
 		return (int)(long)own;

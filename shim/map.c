@@ -174,8 +174,7 @@ static struct map_local *local_take(struct ctx *c, struct file *f, uint64_t pgof
 	void *p;
 
 	if (!c->local_pool) {
-		p = sys_mmap(NULL, LOCALS * sizeof(*l), PROT_READ | PROT_WRITE,
-			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		p = ctx_reserve(c, LOCALS * sizeof(*l));
 		if (sys_err(p))
 			return NULL;
 		c->local_pool = p;

@@ -84,7 +84,7 @@ int map_flags(struct ctx *c, uintptr_t lo, uintptr_t hi, uint32_t clear, uint32_
 int map_madvise(struct ctx *c, void *addr, size_t len, int advice);
 int map_mlock(struct ctx *c, const void *addr, size_t len, unsigned flags);
 int map_munlock(struct ctx *c, const void *addr, size_t len);
-void map_mlockall(struct ctx *c, int flags); /* the kernel has done it; 0: munlockall */
+int map_mlockall(struct ctx *c, int flags); /* flags that make sense; 0: munlockall */
 void map_lock_populate(struct ctx *c, const void *addr, size_t len);
 /* mmap() of something else over managed mappings (MAP_FIXED): forget them first. */
 int map_forget(struct ctx *c, void *addr, size_t len);

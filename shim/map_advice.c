@@ -10,15 +10,17 @@
  * Locked mappings are always locked "on fault": then the kernel never makes PTEs by itself, neither now
  * nor when mremap makes one longer, which is before it is registered again and would leave writable
  * PTEs that nobody knows of, and zeros in the cache's holes.  What mlock is to make present is
- * populated here.  mlockall(MCL_CURRENT) finds registered mappings, in which it makes no PTEs (v); they
- * are changed to "on fault" afterwards; under MCL_FUTURE map.c changes each right after mmap, which
- * makes no PTEs either, as it is PROT_NONE until it is registered (v).
+ * populated here.  Under MCL_FUTURE map.c changes each to that right after mmap, which makes no PTEs
+ * either, as it is PROT_NONE until it is registered (v).
  *
  * Counters, locks: none of its own.
  */
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
-#include "file.h"
+#include "io.h"
 #include "map.h"
 
 #ifndef MADV_GUARD_INSTALL
@@ -199,28 +201,85 @@ int map_munlock(struct ctx *c, const void *addr, size_t len)
 	return r ? r : map_flags(c, lo, hi, RF_MAP_LOCKED, 0);
 }
 
-static int on_fault(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi, void *arg)
+/*
+ * mlockall(MCL_CURRENT) would populate what the library has reserved, more than a gigabyte of it, and
+ * count it against RLIMIT_MEMLOCK.  So the program's mappings are locked one by one, as /proc has them;
+ * first all on fault, which only the limit can refuse, then what is not managed for good.
+ */
+static bool reserved(struct ctx *c, uintptr_t lo, uintptr_t hi)
 {
-	(void)c;
-	(void)e;
-	(void)arg;
-	rf_syscall(SYS_mlock2, lo, hi - lo, MLOCK_ONFAULT);
+	for (uint32_t i = 0; i < c->nown; i++)
+		if (lo < (uintptr_t)c->own[i].p + c->own[i].n && hi > (uintptr_t)c->own[i].p)
+			return true;
+	return false;
+}
+
+static int lock_line(struct ctx *c, const char *line, bool populate)
+{
+	bool ours = strstr(line, " /memfd:refault-");
+	struct map_entry e;
+	char *rest;
+	uintptr_t lo = strtoul(line, &rest, 16), hi = strtoul(rest + 1, NULL, 16);
+	uint32_t seq;
+
+	if (reserved(c, lo, hi) || (intptr_t)lo < 0 /* vsyscall */)
+		return 0;
+	if (populate && !ours)
+		rf_syscall(SYS_mlock, lo, hi - lo);
+	else if (!populate && (!ours || (c->proc && map_find(c, lo, &e, &seq))))
+		return (int)rf_syscall(SYS_mlock2, lo, hi - lo, MLOCK_ONFAULT);
 	return 0;
 }
 
-void map_mlockall(struct ctx *c, int flags)
+static int lock_lines(struct ctx *c, char *buf, bool populate)
+{
+	int fd = (int)rf_syscall(SYS_openat, AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	long n, have = 0;
+	int r = fd < 0 ? fd : 0;
+
+	while (!r && (n = rf_syscall(SYS_read, fd, buf + have, IO_BUF - 1 - have)) > 0) {
+		char *at = buf, *end;
+
+		have += n;
+		buf[have] = '\0';
+		for (; !r && (end = strchr(at, '\n')); at = end + 1) {
+			*end = '\0';
+			r = lock_line(c, at, populate);
+		}
+		have -= at - buf;
+		memmove(buf, at, (size_t)have);
+	}
+	if (fd >= 0)
+		rf_syscall(SYS_close, fd);
+	return r;
+}
+
+int map_mlockall(struct ctx *c, int flags)
 {
 	const uintptr_t all = ~(uintptr_t)0 & ~(RF_PAGE_SIZE - 1);
+	char *buf;
+	int r;
 
 	atomic_store(&c->mlock_future, flags & MCL_FUTURE ? flags & (MCL_FUTURE | MCL_ONFAULT) : 0);
-	if (!c->proc)
-		return;
-	if (!flags)
+	r = (int)(flags & MCL_FUTURE ? rf_syscall(SYS_mlockall, flags & ~MCL_CURRENT)
+				     : rf_syscall(SYS_munlockall));
+	if (!flags && c->proc)
 		map_flags(c, 0, all, RF_MAP_LOCKED, 0);
-	if (!(flags & MCL_CURRENT))
-		return;
-	map_flags(c, 0, all, 0, RF_MAP_LOCKED);
-	map_each(c, NULL, all, on_fault, NULL);
-	if (!(flags & MCL_ONFAULT))
-		map_lock_populate(c, NULL, all);
+	if (r || !(flags & MCL_CURRENT))
+		return r;
+	buf = io_buf_get(IO_BUF);
+	if (!buf)
+		return -ENOMEM;
+	r = lock_lines(c, buf, false);
+	if (!r && c->proc)
+		r = map_flags(c, 0, all, 0, RF_MAP_LOCKED);
+	if (!r && !(flags & MCL_ONFAULT)) {
+		lock_lines(c, buf, true);
+		if (c->proc)
+			map_lock_populate(c, NULL, all);
+	}
+	io_buf_put(buf, IO_BUF);
+	if (r)
+		map_mlockall(c, 0);
+	return r;
 }

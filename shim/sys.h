@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include <refault/uffd.h>
@@ -63,6 +64,22 @@ static inline _Atomic uint32_t *sys_word_futex(_Atomic uint64_t *w)
 static inline void *sys_mmap(void *a, size_t n, int prot, int flags, int fd, uint64_t off)
 {
 	return (void *)rf_syscall(SYS_mmap, a, n, prot, flags, fd, off);
+}
+
+/* Memory that comes as it is touched, and is not locked: under mlockall(MCL_FUTURE), too. */
+static inline void *sys_reserve(size_t n, int prot, int flags, int fd)
+{
+	void *p = sys_mmap(NULL, n, PROT_NONE, flags, fd, 0);
+	long r;
+
+	if (sys_err(p))
+		return p;
+	rf_syscall(SYS_munlock, p, n);
+	r = rf_syscall(SYS_mprotect, p, n, prot);
+	if (!r)
+		return p;
+	rf_syscall(SYS_munmap, p, n);
+	return (void *)r;
 }
 
 /*

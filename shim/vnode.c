@@ -58,8 +58,8 @@ static int cover_locked(struct ctx *c, struct vnode *vn, uint64_t pages)
 		if (want < pages)
 			return -EAGAIN; /* the agent has not grown it: it does before i_size grows
 					 */
-		p = sys_mmap(NULL, RF_VNODE_HDR + want * 8, PROT_READ | PROT_WRITE, MAP_SHARED,
-			     vn->state_fd, 0);
+		p = sys_reserve(RF_VNODE_HDR + want * 8, PROT_READ | PROT_WRITE, MAP_SHARED,
+				vn->state_fd);
 		if (sys_err(p))
 			return (int)(long)p;
 		view_retire(vn, st, RF_VNODE_HDR + cap * 8, true);
@@ -80,6 +80,7 @@ static int cover_locked(struct ctx *c, struct vnode *vn, uint64_t pages)
 		p = sys_mmap(NULL, want, PROT_NONE, MAP_SHARED | MAP_NORESERVE, vn->data_fd, 0);
 		if (sys_err(p))
 			return (int)(long)p;
+		rf_syscall(SYS_munlock, p, want);
 		r = rf_uffd_register(c->uffd_alias, (uintptr_t)p, want,
 				     UFFDIO_REGISTER_MODE_MISSING);
 		if (!r)
@@ -170,8 +171,7 @@ static struct vnode *pool_take(struct ctx *c)
 	uint32_t n = atomic_load(&c->nvnodes);
 
 	if (!c->vnode_pool) {
-		void *p = sys_mmap(NULL, POOL * sizeof(struct vnode), PROT_READ | PROT_WRITE,
-				   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		void *p = ctx_reserve(c, POOL * sizeof(struct vnode));
 		if (sys_err(p))
 			return NULL;
 		c->vnode_pool = p;

@@ -140,21 +140,18 @@ int w_munlock(const void *addr, size_t len)
 int w_mlockall(int flags)
 {
 	struct ctx *c = ctx_get();
-	int r = c->real.mlockall(flags);
 
-	if (!r && c->nvol)
-		map_mlockall(c, flags);
-	return r;
+	if (!c->nvol || !(flags & (MCL_CURRENT | MCL_FUTURE)) ||
+	    (flags & ~(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)))
+		return c->real.mlockall(flags);
+	return wrap_ret(map_mlockall(c, flags));
 }
 
 int w_munlockall(void)
 {
 	struct ctx *c = ctx_get();
-	int r = c->real.munlockall();
 
-	if (!r && c->nvol)
-		map_mlockall(c, 0);
-	return r;
+	return c->nvol ? wrap_ret(map_mlockall(c, 0)) : c->real.munlockall();
 }
 
 /* The memfd is the page cache, so what the kernel says of it is right; where it says it may be ours. */
