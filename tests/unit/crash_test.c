@@ -723,7 +723,7 @@ Test(crash, collapse_killed_at_any_time)
 		s = tc_find(&a, "f", RF_LK_READ | RF_LK_WRITE);
 		where.fid = &s.fid;
 		tc_falloc(&a, &where, (uint64_t)round + 1, FALLOC_FL_COLLAPSE_RANGE, 0x2000);
-		usleep((useconds_t)(round * 700));
+		usleep((useconds_t)(round * 3000));
 		stop_server(SIGKILL);
 		tc_close(&a);
 		start_server();
