@@ -133,5 +133,21 @@ gives_back() {
 	want a ok store 8 0 69 && want a ok fsync 8
 }
 here a-host-that-leaves-is-not-waited-for gives_back
+# ---- what somebody else cut off ----
+
+head -c 65536 /dev/zero | tr '\0' a >"$T/vol/cut"
+# A stores before and after the cut, which it has not seen yet, and behind it nobody did.
+stays_cut() {
+	begin a 4 cut 65536 && want a ok store 4 10 62 || return
+	truncate -s 4096 "$T/vol/cut"
+	want a ok fsync 4 && want a ok store 4 20 62 && want a ok fsync 4 || return
+	[ "$(stat -c %s "$T/vol/cut")" -eq 4096 ] || {
+		echo "the file has $(stat -c %s "$T/vol/cut") bytes again"
+		return 1
+	}
+	on_server cut 10 62 && on_server cut 20 62
+}
+here what-others-cut-off-does-not-come-back-with-a-flush stays_cut
+
 dismiss a
 finish

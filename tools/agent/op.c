@@ -497,8 +497,14 @@ static void op_applied(struct ag_op *op, const rf_applied *a)
 		ag_vn_accepted(vn, a->status.size);
 		ag_vn_forget_version(vn);
 	} else {
-		/* Somebody else's change came before ours; its break did, too. */
-		ag_vn_status(vn, &a->status);
+		/*
+		 * Somebody else's change came before ours; its break did, too.  If that cut the file,
+		 * it is cut here when it is validated: what lies behind was not extended here.
+		 */
+		rf_status st = a->status;
+
+		st.size = ag_max(st.size, vn->ssize);
+		ag_vn_status(vn, &st);
 		ag_vn_unpromise(vn);
 		vn->target = 0;
 		vn->nmerge = 0;
