@@ -288,7 +288,7 @@ ssize_t io_read(struct ctx *c, struct file *f, int fd, const struct iovec *iov, 
 		return n;
 	if ((f->flags & O_ACCMODE) == O_WRONLY)
 		return -EBADF;
-	if (!pos && off < 0)
+	if (!pos && (off < 0 || off > INT64_MAX - n))
 		return -EINVAL;
 	if (rwf & ~(RWF_HIPRI | RWF_NOWAIT))
 		return -EOPNOTSUPP;
@@ -573,7 +573,7 @@ ssize_t io_write(struct ctx *c, struct file *f, int fd, const struct iovec *iov,
 		return n;
 	if (!file_writable(f))
 		return -EBADF;
-	if (!pos && (off < 0 || off + n < 0))
+	if (!pos && (off < 0 || off > INT64_MAX - n))
 		return -EINVAL;
 	if (rwf & ~(RWF_HIPRI | RWF_DSYNC | RWF_SYNC | RWF_APPEND))
 		return -EOPNOTSUPP;
@@ -636,8 +636,8 @@ off_t io_seek(struct ctx *c, struct file *f, int fd, off_t off, int whence)
 		return r;
 	size = size_of(vn);
 	if (whence == SEEK_END)
-		return off > 0 && (off_t)size + off < 0 ? -EOVERFLOW
-							: seek(fd, (off_t)size + off, SEEK_SET);
+		return off > INT64_MAX - (off_t)size ? -EINVAL
+						     : seek(fd, (off_t)size + off, SEEK_SET);
 	if (off < 0 || (uint64_t)off >= size)
 		return -ENXIO;
 	r = agent_request(c, RF_OP_SEEK, vn->id, file_key(f),

@@ -151,13 +151,14 @@ static void call_give(void *arg)
 	uint32_t n = atomic_load(&p->n);
 
 	atomic_store(&p->n, 0);
-	while (n)
+	while (n && p->attach == atomic_load(&rf_ctx->attached))
 		pin_give(p->pin[--n]);
 }
 
-void pin_call_begin(struct pin_call *p, uint32_t flags)
+void pin_call_begin(struct ctx *c, struct pin_call *p, uint32_t flags)
 {
 	p->flags = flags;
+	p->attach = atomic_load(&c->attached);
 	p->missed = false;
 	atomic_store(&p->n, 0);
 	_pthread_cleanup_push(&p->cleanup, call_give, p);
@@ -165,7 +166,10 @@ void pin_call_begin(struct pin_call *p, uint32_t flags)
 
 void pin_call_end(struct pin_call *p)
 {
+	sys_mask m = sys_block_all(); /* nobody jumps out of this */
+
 	_pthread_cleanup_pop(&p->cleanup, 1);
+	sys_setmask(m);
 }
 
 void pin_call_add(struct ctx *c, struct pin_call *p, struct vnode *vn, uint64_t page, uint64_t n,

@@ -26,13 +26,14 @@ void pin_give(struct rf_pin *pin);
  */
 #define PIN_CALL_MAX 16u
 struct pin_call {
-	uint32_t flags; /* RF_PIN_* of all */
-	bool missed;    /* a piece goes without */
+	uint32_t flags;  /* RF_PIN_* of all */
+	bool missed;     /* a piece goes without */
+	uint32_t attach; /* a fork child that comes out of the call has none of these pins */
 	_Atomic uint32_t n;
 	struct rf_pin *pin[PIN_CALL_MAX];
 	struct _pthread_cleanup_buffer cleanup;
 };
-void pin_call_begin(struct pin_call *p, uint32_t flags);
+void pin_call_begin(struct ctx *c, struct pin_call *p, uint32_t flags);
 void pin_call_end(struct pin_call *p);
 /* One piece more; all signals are blocked, waits are with the mask `mask`. */
 void pin_call_add(struct ctx *c, struct pin_call *p, struct vnode *vn, uint64_t page, uint64_t n,

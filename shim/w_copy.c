@@ -12,7 +12,9 @@
  *	managed file -> pipe		pages of ours are read into and given to the pipe by vmsplice, which
  *					waits, fills up and comes back short exactly as splice does
  *	pipe -> managed file		what the write will need is had before bytes are taken from the pipe,
- *					so that they are not lost if the file cannot take them
+ *					so that they are not lost if the file cannot take them; they are
+ *					waited for by tee, which takes none, and which a signal ends or
+ *					does not end as it would splice
  *
  * Checks come in the kernel's order: of the system call first, then generic_copy_file_checks,
  * do_sendfile, do_splice, vfs_clone_file_range and vfs_dedupe_file_range; what the file system
@@ -45,6 +47,24 @@ static bool either_managed(struct ctx *c, int a, int b)
 static bool pointer(const void *p)
 {
 	return (uintptr_t)p >= RF_PAGE_SIZE;
+}
+
+/*
+ * An offset that lies in a managed mapping, where the kernel would get EFAULT, is given to it as a
+ * copy.
+ */
+static off_t *off_in(const struct ctx *c, off_t *off, off_t *copy)
+{
+	if (__builtin_expect(!off || !map_hits(c, off, sizeof(*off)), 1))
+		return off;
+	*copy = *off;
+	return copy;
+}
+
+static void off_out(off_t *off, const off_t *used)
+{
+	if (off != used && *off != *used)
+		*off = *used;
 }
 
 /* ---- one end of a call ---- */
@@ -271,11 +291,18 @@ static ssize_t copy_range(struct ctx *c, struct end *in, struct end *out, size_t
 ssize_t w_copy_file_range(int in, off_t *ioff, int out, off_t *ooff, size_t n, unsigned flags)
 {
 	struct ctx *c = ctx_get();
+	off_t copy[2], *off[2];
 	struct end a, b;
 	ssize_t r;
 
-	if (!either_managed(c, in, out))
-		return c->real.copy_file_range(in, ioff, out, ooff, n, flags);
+	if (!either_managed(c, in, out)) {
+		off[0] = off_in(c, ioff, &copy[0]);
+		off[1] = off_in(c, ooff, &copy[1]);
+		r = c->real.copy_file_range(in, off[0], out, off[1], n, flags);
+		off_out(ioff, off[0]);
+		off_out(ooff, off[1]);
+		return r;
+	}
 	r = ends_get(c, &a, in, ioff, &b, out, ooff);
 	if (r)
 		return wrap_ret(r);
@@ -323,25 +350,31 @@ static ssize_t file_to_pipe(struct ctx *c, struct end *in, int out, size_t n, un
 	return r;
 }
 
-/* Bytes in the pipe, at least one; 0: no writer is left; -EAGAIN, -EINTR. */
+/* 1: there is a byte, or was just now; 0: no writer is left; -EAGAIN, -EINTR. */
+static int pipe_wait(int fd, bool wait)
+{
+	int p[2];
+	long r = rf_syscall(SYS_pipe2, p, O_CLOEXEC);
+
+	if (r)
+		return (int)r;
+	do {
+		r = rf_syscall(SYS_tee, fd, p[1], 1, wait ? 0 : SPLICE_F_NONBLOCK);
+		if (!r) /* no writer, or another reader was faster */
+			r = rf_syscall(SYS_tee, fd, p[1], 1, SPLICE_F_NONBLOCK);
+	} while (r == -EAGAIN && wait);
+	rf_syscall(SYS_close, p[0]);
+	rf_syscall(SYS_close, p[1]);
+	return (int)r;
+}
+
+/* Bytes in the pipe, at least one if it is to wait; 0: no writer is left; -EAGAIN, -EINTR. */
 static ssize_t pipe_bytes(int fd, bool wait)
 {
-	struct pollfd p = {.fd = fd, .events = POLLIN};
 	int avail = 0;
-	long r;
+	long r = rf_syscall(SYS_ioctl, fd, FIONREAD, &avail);
 
-	for (;;) {
-		r = rf_syscall(SYS_ioctl, fd, FIONREAD, &avail);
-		if (r || avail)
-			return r ? r : avail;
-		r = rf_syscall(SYS_ppoll, &p, 1, wait ? NULL : &(struct timespec){0}, NULL, 0);
-		if (r < 0)
-			return r;
-		if (!r)
-			return -EAGAIN;
-		if (!(p.revents & POLLIN))
-			return 0;
-	}
+	return r ? r : avail ? avail : pipe_wait(fd, wait);
 }
 
 /* What is there, without waiting.  A pipe before Linux 6.4 knows no RWF_NOWAIT: if another reader
@@ -361,11 +394,13 @@ static ssize_t pipe_to_file(struct ctx *c, int in, struct end *out, size_t n, bo
 	ssize_t r = 0, w;
 	size_t done = 0;
 	int64_t end;
+	int avail;
 
 	if (!buf)
 		return -ENOMEM;
 	while (done < n) {
-		r = pipe_bytes(in, wait && !done);
+		r = done ? rf_syscall(SYS_ioctl, in, FIONREAD, &avail) : pipe_bytes(in, wait);
+		r = done && !r ? avail : r;
 		if (r <= 0)
 			break;
 		v.iov_len = (size_t)r < n - done ? (size_t)r : n - done;
@@ -401,7 +436,8 @@ static ssize_t pipe_to_file(struct ctx *c, int in, struct end *out, size_t n, bo
 static ssize_t splice_ends(struct ctx *c, struct end *in, struct end *out, size_t n, unsigned flags)
 {
 	const bool ipipe = S_ISFIFO(in->mode), opipe = S_ISFIFO(out->mode);
-	const bool wait = !((in->flags | out->flags) & O_NONBLOCK) && !(flags & SPLICE_F_NONBLOCK);
+	/* O_NONBLOCK of a file says nothing. */
+	const bool wait = !((ipipe ? in : out)->flags & O_NONBLOCK) && !(flags & SPLICE_F_NONBLOCK);
 
 	if ((ipipe && in->off) || (opipe && out->off))
 		return -ESPIPE;
@@ -421,11 +457,18 @@ ssize_t w_splice(int in, off_t *ioff, int out, off_t *ooff, size_t n, unsigned f
 {
 	const unsigned all = SPLICE_F_MOVE | SPLICE_F_NONBLOCK | SPLICE_F_MORE | SPLICE_F_GIFT;
 	struct ctx *c = ctx_get();
+	off_t copy[2], *off[2];
 	struct end a, b;
 	ssize_t r;
 
-	if (!either_managed(c, in, out) || !n || (flags & ~all))
-		return c->real.splice(in, ioff, out, ooff, n, flags);
+	if (!either_managed(c, in, out) || !n || (flags & ~all)) {
+		off[0] = off_in(c, ioff, &copy[0]);
+		off[1] = off_in(c, ooff, &copy[1]);
+		r = c->real.splice(in, off[0], out, off[1], n, flags);
+		off_out(ioff, off[0]);
+		off_out(ooff, off[1]);
+		return r;
+	}
 	r = ends_get(c, &a, in, ioff, &b, out, ooff);
 	if (r)
 		return wrap_ret(r);
@@ -462,11 +505,16 @@ static ssize_t send_ends(struct ctx *c, struct end *in, struct end *out, size_t 
 ssize_t w_sendfile(int out, int in, off_t *off, size_t n)
 {
 	struct ctx *c = ctx_get();
+	off_t copy, *used;
 	struct end a, b;
 	ssize_t r;
 
-	if (!either_managed(c, in, out))
-		return c->real.sendfile(out, in, off, n);
+	if (!either_managed(c, in, out)) {
+		used = off_in(c, off, &copy);
+		r = c->real.sendfile(out, in, used, n);
+		off_out(off, used);
+		return r;
+	}
 	r = ends_get(c, &a, in, off, &b, out, NULL);
 	if (r)
 		return wrap_ret(r);
@@ -609,6 +657,50 @@ static bool dedupe_managed(struct ctx *c, int fd, const struct file_dedupe_range
 	return any;
 }
 
+/* What is left of a file behind the position. */
+static int unread(struct ctx *c, int fd, int *n)
+{
+	struct end e;
+	int r = end_get(c, &e, fd, NULL);
+
+	if (r)
+		return r;
+	r = end_size(c, &e);
+	if (!r && !pointer(n))
+		r = -EFAULT;
+	if (!r)
+		*n = (int)(e.size - (uint64_t)e.pos);
+	end_put(c, &e);
+	return r;
+}
+
+/* XFS's older fallocate, which any file system takes. */
+struct space {
+	int16_t type, whence;
+	int64_t start, len;
+	int32_t pad[6];
+};
+#define SPACE(nr) _IOW('X', nr, struct space)
+
+static int space(struct ctx *c, int fd, int mode, const struct space *s)
+{
+	int64_t start;
+	struct end e;
+	int r;
+
+	if (!pointer(s))
+		return wrap_ret(-EFAULT);
+	r = end_get(c, &e, fd, NULL);
+	if (r)
+		return wrap_ret(r);
+	r = s->whence == SEEK_END ? end_size(c, &e) : s->whence < 0 || s->whence > 2 ? -EINVAL : 0;
+	start = (int64_t)((uint64_t)s->start + (s->whence == SEEK_CUR   ? (uint64_t)e.pos
+						: s->whence == SEEK_END ? e.size
+									: 0));
+	end_put(c, &e);
+	return r ? wrap_ret(r) : w_fallocate(fd, mode | FALLOC_FL_KEEP_SIZE, start, s->len);
+}
+
 int w_ioctl(int fd, unsigned long req, void *arg)
 {
 	struct ctx *c = ctx_get();
@@ -629,6 +721,24 @@ int w_ioctl(int fd, unsigned long req, void *arg)
 	case FIDEDUPERANGE:
 		if (pointer(arg) && dedupe_managed(c, fd, arg))
 			return wrap_ret(dedupe_range(c, fd, arg));
+		break;
+	case FIONREAD:
+		if (file_entry(c, fd))
+			return wrap_ret(unread(c, fd, arg));
+		break;
+	case SPACE(40): /* RESVSP, and with 64 behind */
+	case SPACE(42):
+		if (file_entry(c, fd))
+			return space(c, fd, 0, arg);
+		break;
+	case SPACE(41): /* UNRESVSP */
+	case SPACE(43):
+		if (file_entry(c, fd))
+			return space(c, fd, FALLOC_FL_PUNCH_HOLE, arg);
+		break;
+	case SPACE(57): /* ZERO_RANGE */
+		if (file_entry(c, fd))
+			return space(c, fd, FALLOC_FL_ZERO_RANGE, arg);
 		break;
 	case FS_IOC_FIEMAP: /* of the file underneath; callers have SEEK_DATA */
 		if (file_entry(c, fd))

@@ -72,7 +72,7 @@ static bool iov_populate(struct ctx *c, const struct iovec *iov, int cnt, bool w
 	({                                                                                         \
 		struct pin_call p_;                                                                \
 		ssize_t r_;                                                                        \
-		pin_call_begin(&p_, 0);                                                            \
+		pin_call_begin(c, &p_, 0);                                                         \
 		for (int tries_ = 0; tries_ < POPULATE_TRIES; tries_++) {                          \
 			bool all_ = iov_populate(c, iov, cnt, false, tries_ ? NULL : &p_);         \
 			r_ = (call);                                                               \
@@ -160,7 +160,7 @@ static ssize_t read_direct(struct ctx *c, int fd, const struct iovec *iov, int c
 	*done = false;
 	if (cnt > DIRECT_IOV)
 		return r;
-	pin_call_begin(&pins, RF_PIN_LONG);
+	pin_call_begin(c, &pins, RF_PIN_LONG);
 	whole = iov_populate(c, iov, cnt, true, &pins);
 	while (!pins.missed && (k = iov_skip(rest, iov, cnt, (size_t)n)) > 0) {
 		*done = true;
@@ -381,7 +381,7 @@ WRAP_ALIAS(lseek64, lseek);
 ssize_t w_vmsplice(int fd, const struct iovec *iov, size_t cnt, unsigned flags)
 {
 	struct ctx *c = ctx_get();
-	const int n = cnt < IOV_MAX ? (int)cnt : IOV_MAX + 1;
+	const int n = cnt <= IOV_MAX ? (int)cnt : IOV_MAX + 1;
 
 	if (likely(!iov_hits(c, iov, n)))
 		return c->real.vmsplice(fd, iov, cnt, flags);
@@ -418,11 +418,12 @@ ssize_t w_sendmsg(int fd, const struct msghdr *m, int flags)
 	struct ctx *c = ctx_get();
 	struct iovec v[2] = {{m->msg_name, m->msg_name ? m->msg_namelen : 0},
 			     {m->msg_control, m->msg_control ? m->msg_controllen : 0}};
+	const int n = m->msg_iovlen <= IOV_MAX ? (int)m->msg_iovlen : IOV_MAX + 1;
 
-	if (likely(!iov_hits(c, m->msg_iov, (int)m->msg_iovlen) && !iov_hits(c, v, 2)))
+	if (likely(!iov_hits(c, m->msg_iov, n) && !iov_hits(c, v, 2)))
 		return c->real.sendmsg(fd, m, flags);
 	iov_populate(c, v, 2, false, NULL);
-	return POPULATED(c, m->msg_iov, (int)m->msg_iovlen, c->real.sendmsg(fd, m, flags));
+	return POPULATED(c, m->msg_iov, n <= IOV_MAX ? n : 0, c->real.sendmsg(fd, m, flags));
 }
 
 ssize_t w_recv(int fd, void *buf, size_t n, int flags)

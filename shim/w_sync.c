@@ -55,7 +55,7 @@ static int range_flush(struct ctx *c, struct file *f, off_t off, off_t n, unsign
 {
 	uint64_t first, pages;
 
-	if (off < 0 || n < 0 || off + n < 0 ||
+	if (off < 0 || n < 0 || off > INT64_MAX - n ||
 	    (flags & ~(unsigned)(SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
 				 SYNC_FILE_RANGE_WAIT_AFTER)))
 		return -EINVAL;

@@ -28,6 +28,8 @@
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -149,6 +151,19 @@ static void reset(void)
 	lseek(b, 0, SEEK_SET);
 }
 
+/* XFS_IOC_RESVSP and its kin. */
+struct space {
+	int16_t type, whence;
+	int64_t start, len;
+	int32_t pad[6];
+};
+
+static long space(unsigned char nr, int whence, off_t start, off_t len)
+{
+	return ioctl(a, _IOW('X', nr, struct space),
+		     &(struct space){.whence = (int16_t)whence, .start = start, .len = len});
+}
+
 static void do_falloc(void)
 {
 	static const int mode[] = {0,
@@ -191,6 +206,15 @@ static void do_falloc(void)
 	CHECK(posix_fallocate(b, -1, 1));
 	CHECK(posix_fallocate(br, 0, 1));
 	DO(posix_fallocate(b, 0, 10));
+	reset();
+	lseek(a, P, SEEK_SET);
+	DO(space(41, SEEK_SET, 10, P));
+	DO(space(43, SEEK_CUR, P, P));
+	DO(space(43, SEEK_END, -200, 100));
+	DO(space(43, 7, 0, 100));
+	DO(space(42, SEEK_END, 0, P));
+	DO(space(40, SEEK_SET, 0, 0));
+	DO(space(57, SEEK_SET, 7 * P + 1, P));
 }
 
 static int reopen(const char *name, int flags)
@@ -321,6 +345,34 @@ static off_t off_in, off_out;
 		printf("  offsets %ld %ld\n", (long)off_in, (long)off_out);                        \
 	} while (0)
 
+/* Offsets in a mapping that has no pages, of a call that is about other files. */
+static void offsets(void)
+{
+	off_t *off = mmap(NULL, P, PROT_READ | PROT_WRITE, MAP_SHARED, a, 0);
+	int u = memfd_create("u", 0), w = memfd_create("w", 0), p[2];
+
+	if (off == MAP_FAILED || u < 0 || w < 0 || ftruncate(u, P) || pipe(p))
+		err(1, "mmap, memfd or pipe");
+	for (int i = 0; i < 3; i++) {
+		off[0] = 10;
+		off[1] = 20;
+		if (msync(off, P, MS_SYNC) || madvise(off, P, MADV_DONTNEED))
+			err(1, "msync or madvise");
+		if (i == 0)
+			CHECK(copy_file_range(u, off, w, off + 1, 100, 0));
+		else if (i == 1)
+			CHECK(sendfile(w, u, off, 100));
+		else
+			CHECK(splice(u, off, p[1], NULL, 100, 0));
+		printf("  offsets %ld %ld\n", (long)off[0], (long)off[1]);
+	}
+	munmap(off, P);
+	close(u);
+	close(w);
+	close(p[0]);
+	close(p[1]);
+}
+
 static void do_copy(void)
 {
 	int p[2];
@@ -362,6 +414,7 @@ static void do_copy(void)
 	lseek(a, 0, SEEK_SET);
 	lseek(b, 30 * P, SEEK_SET);
 	DO(copy_file_range(a, NULL, b, NULL, SIZE_MAX, 0));
+	offsets();
 	close(p[0]);
 	close(p[1]);
 }
@@ -377,6 +430,59 @@ static long drain(int fd)
 		n += r;
 	}
 	return n;
+}
+
+/* The pipe is served by a handler: the call waits until the third signal, and those do not end it. */
+static volatile sig_atomic_t ticks;
+static int tick_fd;
+
+static void on_tick(int sig)
+{
+	static char piece[P];
+
+	(void)sig;
+	if (++ticks != 3)
+		return;
+	if (fcntl(tick_fd, F_GETFL) & O_WRONLY)
+		(void)!write(tick_fd, "hello", 5);
+	else
+		(void)!read(tick_fd, piece, P);
+}
+
+static void tick(int fd, int flags)
+{
+	const struct itimerval every = {{0, 10000}, {0, 10000}}, never = {{0, 0}, {0, 0}};
+	const struct sigaction act = {.sa_handler = on_tick, .sa_flags = flags};
+
+	tick_fd = fd;
+	ticks = 0;
+	if (fd >= 0)
+		sigaction(SIGALRM, &act, NULL);
+	setitimer(ITIMER_REAL, fd < 0 ? &never : &every, NULL);
+}
+
+/* It waits if the pipe's descriptor may, whatever the file's says; and after a signal as told. */
+static void waits(int full[2])
+{
+	int p[2];
+
+	if (pipe(p))
+		err(1, "pipe");
+	reset();
+	fcntl(a, F_SETFL, O_NONBLOCK);
+	tick(p[1], SA_RESTART);
+	DO(splice(p[0], NULL, a, NULL, 100, 0));
+	tick(full[0], SA_RESTART);
+	lseek(a, 0, SEEK_SET); /* the pipe has room for one page of the file */
+	DO(splice(a, NULL, full[1], NULL, P, 0));
+	fcntl(a, F_SETFL, 0);
+	tick(full[0], SA_RESTART);
+	DO(sendfile(full[1], a, NULL, P));
+	tick(p[0], 0);
+	DO(splice(p[0], NULL, a, NULL, 100, 0));
+	tick(-1, 0);
+	close(p[0]);
+	close(p[1]);
 }
 
 static void do_pipes(void)
@@ -461,6 +567,14 @@ static void do_pipes(void)
 	}
 	printf("nonblocking socket: %s %d\n", i < 100 ? strerrorname_np(errno) : "never full",
 	       off_in == 0);
+	fcntl(full[1], F_SETFL, 0);
+	waits(full);
+	CHECK(sendmsg(s[0],
+		      &(struct msghdr){.msg_name = view[0],
+				       .msg_namelen = 2,
+				       .msg_iov = &(struct iovec){bytes, 1},
+				       .msg_iovlen = 1 << 28},
+		      0));
 	close(s[0]);
 	close(s[1]);
 	close(p[0]);
@@ -577,6 +691,7 @@ static void do_seek(void)
 {
 	static const off_t at[] = {-1,    0,      1,      P,          5 * P,  5 * P + 9,
 				   9 * P, 10 * P, 19 * P, 20 * P - 1, 20 * P, 30 * P};
+	int left = -1;
 
 	for (int pass = 0; pass < 3; pass++) {
 		reset();
@@ -603,6 +718,14 @@ static void do_seek(void)
 		CHECK(lseek(a, -5, SEEK_END));
 		CHECK(lseek(a, 5, SEEK_END));
 		CHECK(lseek(a, 0, 9));
+		CHECK(lseek(a, INT64_MAX, SEEK_END));
+		CHECK(lseek(a, INT64_MIN, SEEK_END));
+		lseek(a, 50, SEEK_SET);
+		CHECK(ioctl(a, FIONREAD, &left));
+		printf("  left %d\n", left);
+		CHECK(pread(a, bytes, 10, INT64_MAX - 9));
+		CHECK(pwrite(a, bytes, 10, INT64_MAX - 9));
+		CHECK(sync_file_range(a, INT64_MAX, 1, SYNC_FILE_RANGE_WRITE));
 	}
 }
 
