@@ -86,7 +86,8 @@ int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t key, u
 /* -EHOSTDOWN, here, in slot_wait_lock and vnode_thaw: no agent is left that could end the wait. */
 int page_wait(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t seen);
 int page_reclaim(struct ctx *c, sys_mask mask);
-#define PAGE_RECLAIMS 100u /* in a row, in vain: those who hold the twins do not give them back (pins) */
+/* As often in vain, one after the other: those who hold the twins (pins) do not give them back. */
+#define PAGE_RECLAIMS 100u
 int page_flush_other(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t n, sys_mask mask);
 /* After pwrite() of [off, off+len) inside one page, slot still held: mark these bytes as
  * explicitly written, so that equal bytes are carried by the flush too. */

@@ -133,6 +133,7 @@ gives_back() {
 	want a ok store 8 0 69 && want a ok fsync 8
 }
 here a-host-that-leaves-is-not-waited-for gives_back
+
 # ---- what somebody else cut off ----
 
 head -c 65536 /dev/zero | tr '\0' a >"$T/vol/cut"

@@ -12,7 +12,6 @@
 
 #include "srv.h"
 
-
 static const char usage[] =
     "Usage: refault-server --export NAME=DIR [--export NAME=DIR]... --listen unix:PATH\n"
     "\n"
