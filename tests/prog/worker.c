@@ -216,10 +216,11 @@ static int falloc_mode(const char *word)
 static int remap(const char *kind, int to, const char *rest)
 {
 	long long g = 0, off = 0, len = 0, at = 0;
-	struct {
-		struct file_dedupe_range head;
-		struct file_dedupe_range_info to;
+	union {
+		struct file_dedupe_range range;
+		char room[sizeof(struct file_dedupe_range) + sizeof(struct file_dedupe_range_info)];
 	} d;
+	struct file_dedupe_range_info *info = d.range.info;
 	off_t a, b;
 
 	if (sscanf(rest, "%lld %lld %lld %lld", &g, &off, &len, &at) != 4 || g < 0 || g >= N) {
@@ -234,15 +235,15 @@ static int remap(const char *kind, int to, const char *rest)
 							.dest_offset = (uint64_t)at});
 	if (strcmp(kind, "dedupe") == 0) {
 		memset(&d, 0, sizeof(d));
-		d.head.src_offset = (uint64_t)off;
-		d.head.src_length = (uint64_t)len;
-		d.head.dest_count = 1;
-		d.to.dest_fd = to;
-		d.to.dest_offset = (uint64_t)at;
+		d.range.src_offset = (uint64_t)off;
+		d.range.src_length = (uint64_t)len;
+		d.range.dest_count = 1;
+		info->dest_fd = to;
+		info->dest_offset = (uint64_t)at;
 		if (ioctl(fds[g], FIDEDUPERANGE, &d))
 			return -1;
-		errno = d.to.status < 0 ? -d.to.status : ENODATA;
-		return d.to.status == FILE_DEDUPE_RANGE_SAME ? 0 : -1;
+		errno = info->status < 0 ? -info->status : ENODATA;
+		return info->status == FILE_DEDUPE_RANGE_SAME ? 0 : -1;
 	}
 	a = off;
 	b = at;
