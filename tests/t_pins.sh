@@ -206,7 +206,8 @@ calls() {
 		want t 'err ETXTBSY' truncate 0 && want t ok truncate 8192 && want p 4096 unblock &&
 		want t ok truncate 0 && want t ok truncate 65536 || return
 	want p ok jump 4096 4096 && want t ok truncate 0 && want t ok truncate 65536 &&
-		want p ok cancel 4096 4096 && want t ok truncate 0 || return
+		want p ok cancel 4096 4096 && want t ok truncate 0 && want t ok truncate 65536 &&
+		want p ok jumps 10000 && want t ok truncate 0 || return
 	dismiss p t
 }
 

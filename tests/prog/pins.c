@@ -23,6 +23,7 @@
  *					truncate to TO; says what that did
  *	block OFF LEN | unblock		a thread writes OFF, LEN to a full pipe; "ok" when it is in the call
  *	jump OFF LEN			write to a full pipe; a signal handler jumps out of it
+ *	jumps N				of N writes, wherever that is
  *	cancel OFF LEN			the same, by a thread that is cancelled in it
  *	fork COMMAND...	| pid | exit
  *
@@ -34,6 +35,7 @@
  * After the next flush the server has what the mapping has.
  */
 #include <dlfcn.h>
+#include <err.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/io_uring.h>
@@ -234,6 +236,29 @@ static void jump(int sig)
 {
 	(void)sig;
 	siglongjmp(out, 1);
+}
+
+/* Writes that take pins, n of them left by a jump at any instruction at which a signal can come. */
+static void jumps(long n)
+{
+	static volatile sig_atomic_t left;
+	static uint32_t rnd;
+	const int fd = open("/dev/null", O_WRONLY);
+	struct iovec v[16];
+
+	for (int i = 0; i < 16; i++)
+		v[i] = (struct iovec){me.p + (i & 1) * 4096, 1};
+	signal(SIGALRM, jump);
+	for (left = (sig_atomic_t)n; left > 0; left--) {
+		if (sigsetjmp(out, 1))
+			continue;
+		rnd = rnd * 1664525 + 1013904223;
+		ualarm(20 + (rnd >> 16) % 100, 0);
+		for (;;)
+			if (writev(fd, v, 16) != 16)
+				err(1, "writev");
+	}
+	close(fd);
 }
 
 static struct {
@@ -439,6 +464,9 @@ static bool obey(char *s)
 		} else {
 			puts("ok");
 		}
+	} else if (strcmp(cmd, "jumps") == 0) {
+		jumps(a);
+		puts("ok");
 	} else {
 		puts("err unknown command");
 	}
