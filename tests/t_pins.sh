@@ -9,7 +9,7 @@
 SEED=${SEED:-$RANDOM$RANDOM}
 echo "seed $SEED"
 export_on ext4 || echo "the export is not on ext4: $WHY"
-for f in errors brk dma direct gift self fail wait bound sequester own kill fork unmap call conf agent; do
+for f in errors brk dma direct gift self fail wait bound sequester again own kill fork unmap call conf agent; do
 	head -c 65536 /dev/zero | tr '\0' a >"$T/vol/$f"
 done
 head -c 65536 /dev/zero | tr '\0' s >"$T/src" # O_DIRECT reads come from here
@@ -17,6 +17,7 @@ chmod 644 "$T/src"
 head -c 2097152 /dev/zero >"$T/vol/load"
 truncate -s 134217728 "$T/vol/big"
 truncate -s 262144 "$T/vol/flushed"
+truncate -s 8T "$T/vol/vast"
 start_server
 make_hosts A B C
 
@@ -172,6 +173,26 @@ sequester() {
 	dismiss p t b
 }
 
+# What takes the place of orphans is as good as any page: it is flushed, moved, and thrown away.
+again() {
+	program p A again rw && worker a A && worker b B && want a ok open 1 "$T/vol/again" rw &&
+		want b ok open 1 "$T/vol/again" r && want p ok pin 0 65536 w && want p ok policy sequester &&
+		want p ok truncate 0 && orphans 16 again && want p ok truncate 65536 && want p ok store 8192 7a ||
+		return
+	want a ok falloc 1 collapse 0 4096 && want p 7a load 4096 1 && want b 7a pread 1 1 4096 &&
+		want p ok store 4097 7b && want a ok falloc 1 insert 0 4096 && want p 7a7b load 8192 2 &&
+		want b 7a7b pread 1 2 8192 && want p ok unpin 0 65536 && orphans 0 again || return
+	dismiss p a b
+}
+
+# Whatever a program writes where its pins are, other files, and this one, can be had in time.
+scribbled() {
+	program p A vast rw && worker a A && want a ok open 1 "$T/vol/vast" rw && want p ok pin 0 4096 &&
+		want p ok scribble && ask a invalidate 1 0 | grep -x '[1-9][0-9]*' && want p ok store 0 7a &&
+		want a ok fsync 1 && want a ok advise 1 0 0 4 || return
+	dismiss p a
+}
+
 own() {
 	program p A own rw && want p ok pin 0 4096 && want p ok policy wait 600000 fail &&
 		want p 'err EDEADLK' truncate 0 && want p 'err EDEADLK' punch 0 4096 &&
@@ -269,7 +290,9 @@ here fail-refuses-at-once fail
 here wait-waits-for-the-pin wait_for_it
 here wait-is-bounded bounded
 here sequester-goes-on-and-orphans-harm-nobody sequester
+here what-takes-the-place-of-orphans-is-free again
 here nobody-waits-for-a-pin-of-his-own own
+here scribbled-pins-hold-nobody-up scribbled
 here pins-end-with-their-owners gone
 here calls-pin-for-as-long-as-they-are-under-way calls
 here policies-can-be-configured configured

@@ -198,8 +198,11 @@ silent() {
 	anew REFAULT_TIMEOUT=4 || return
 	worker a A
 	worker a2 A
-	open_all 8 silent && want a2 ok store 8 0 58 && hold && tell a falloc 8 punch $P $P && becomes silent frozen &&
+	open_all 8 silent && want a2 ok store 8 0 58 && want a ok open 12 "$T/vol/other" rw && hold && tell a falloc 8 punch $P $P && becomes silent frozen &&
 		tell a2 store 8 1 59 && answered a 'err ETIMEDOUT' && answered a2 ok && becomes silent gated || return
+	# So is who comes for the same file then, by whatever way.
+	tell a copy 12 8 0 $P 0 && raw A timeout 20 "$BIN/refault" invalidate --flush --volume vol silent
+	[ $? -eq 1 ] && answered a 'err ETIMEDOUT' || { echo "they wait for what a silent server has to say"; return 1; }
 	pass && want a ok msync 8 && want b 585961 load 8 0 3 && want b 00 load 8 $P 1 && want a 00 load 8 $P 1 &&
 		eventually 10 free_again silent
 }

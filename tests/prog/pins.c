@@ -56,6 +56,7 @@
 #include <unistd.h>
 
 #include <refault/refault.h>
+#include <refault/state.h>
 
 enum { PAGE = 4096, LINE = 1 << 17 };
 
@@ -348,6 +349,26 @@ static void in_child(char *s)
 		puts("err child");
 }
 
+/* A program that scribbles in its own shared memory: its pins cover all that a file can have. */
+static int scribble(void)
+{
+	FILE *f = fopen("/proc/self/maps", "r");
+	struct rf_proc *p = NULL;
+	unsigned long from, to;
+	char at[512];
+
+	while (f && fgets(at, sizeof(at), f))
+		if (strstr(at, "refault-proc") && sscanf(at, "%lx-%lx", &from, &to) == 2 &&
+		    to - from >= sizeof(*p))
+			p = (struct rf_proc *)from;
+	if (f)
+		fclose(f);
+	for (unsigned i = 0; p && i < p->pins_used; i++)
+		p->pin[i].npages = UINT64_MAX;
+	errno = ENOENT;
+	return p ? 0 : -1;
+}
+
 static bool obey(char *s)
 {
 	char cmd[16] = "", path[4096], word[16] = "", *arg, *hex = strrchr(s, ' ');
@@ -378,6 +399,8 @@ static bool obey(char *s)
 		say(pin(me.p + a, (size_t)b, hex[0] == 'w' ? REFAULT_PIN_WRITE : 0));
 	} else if (strcmp(cmd, "unpin") == 0) {
 		say(unpin(me.p + a, (size_t)b));
+	} else if (strcmp(cmd, "scribble") == 0) {
+		say(scribble());
 	} else if (strcmp(cmd, "policy") == 0) {
 		a = 0;
 		sscanf(arg, "%15s %ld %15s", path, &a, word);

@@ -102,25 +102,19 @@ static void discard(struct ag_task *t, uint64_t first, uint64_t end)
 	}
 }
 
-/* Pages [first, end) go, but for those that are pinned: halve around them. */
+/* Pages [first, end) go, but for those that are pinned. */
 static void take(struct ag_task *t, uint64_t first, uint64_t end)
 {
-	bool own;
+	while (first < end) {
+		uint64_t pin = first, upto = end;
 
-	if (first >= end)
-		return;
-	if (ag_pins(t->vn, first, end, NULL, 0, &own)) {
-		const uint64_t mid = first + (end - first) / 2;
-
-		if (mid > first) {
-			take(t, first, mid);
-			take(t, mid, end);
-		}
-		return;
+		if (!ag_pins_first(t->vn, &pin, &upto))
+			pin = upto = end;
+		ag_take_clean(t, first, pin, UINT64_MAX);
+		if (t->discard)
+			discard(t, first, pin);
+		first = upto;
 	}
-	ag_take_clean(t, first, end, UINT64_MAX);
-	if (t->discard)
-		discard(t, first, end);
 }
 
 static void inval_locked(struct ag_task *t)
@@ -240,7 +234,8 @@ static int flushed(struct ag_req *req)
 	const char *why;
 	int r = req->err;
 
-	if (!r && (n || vn->size > vn->ssize)) {
+	/* A gate opens when the server has answered. */
+	if (!r && (n || vn->size > vn->ssize || (vn->gate && vn->gate != req->hold))) {
 		r = ag_req_ready(req, vn->op_seq, &why);
 		if (!r)
 			let_go(req); /* stores do not wait for the server to come back */

@@ -117,13 +117,43 @@ unsigned ag_pins(struct ag_vnode *vn, uint64_t first, uint64_t end, const struct
 	return n;
 }
 
+bool ag_pins_first(struct ag_vnode *vn, uint64_t *first, uint64_t *end)
+{
+	struct walk w = {.vn = vn, .first = *first, .end = *end};
+	const struct ag_proc *known = NULL;
+	uint64_t from = *end, to = 0;
+	bool dead = false;
+
+	while (walk_next(&w)) {
+		uint64_t lo = *first, hi = *end;
+
+		if (!pin_holds(&w.pin, &lo, &hi) || lo > from || (lo == from && hi <= to))
+			continue;
+		if (w.pin.proc != known)
+			dead = ag_proc_dead(w.pin.proc);
+		known = w.pin.proc;
+		if (dead)
+			continue;
+		from = lo;
+		to = hi;
+	}
+	if (from < *end) {
+		*first = from;
+		*end = to;
+	}
+	return to != 0;
+}
+
 bool ag_pins_long(struct ag_vnode *vn, uint64_t first, uint64_t end)
 {
 	struct walk w = {.vn = vn, .first = first, .end = end};
 
-	while (walk_next(&w))
-		if (w.pin.flags & RF_PIN_LONG)
+	while (walk_next(&w)) {
+		uint64_t lo = first, hi = end;
+
+		if ((w.pin.flags & RF_PIN_LONG) && pin_holds(&w.pin, &lo, &hi))
 			return true;
+	}
 	return false;
 }
 

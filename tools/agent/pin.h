@@ -18,7 +18,16 @@
 unsigned ag_pins(struct ag_vnode *vn, uint64_t first, uint64_t end, const struct ag_proc *p,
 		 uint32_t tid, bool *own);
 
-/* A LONG pin covers a page of [first, end): keep it DIRTY and where it is.  After looking for slots. */
+/*
+ * The first pages of [*first, *end) that one pin of a live program touches, or several that begin with
+ * the same page; false: nobody's.  For who leaves out what is pinned, however long that is.
+ */
+bool ag_pins_first(struct ag_vnode *vn, uint64_t *first, uint64_t *end);
+
+/*
+ * A LONG pin holds a page of [first, end), and was not sequestered there: keep it DIRTY and where it is.
+ * After looking for slots.
+ */
 bool ag_pins_long(struct ag_vnode *vn, uint64_t first, uint64_t end);
 static inline bool ag_pinned_long(struct ag_vnode *vn, uint64_t page)
 {

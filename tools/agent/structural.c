@@ -236,6 +236,16 @@ static uint64_t remap_len(const struct ag_structural *c)
 	return len ? ag_min(len, left) : left;
 }
 
+/* The file would be longer than any that is held here. */
+static bool too_long(const struct ag_structural *c)
+{
+	const struct rf_req *q = &c->req->q;
+
+	if (q->op == RF_OP_FALLOC && (q->arg[0] & FALLOC_FL_INSERT_RANGE))
+		return c->req->vn->size + q->arg[2] > AG_SIZE_MAX;
+	return q->op == RF_OP_REMAP && q->arg[2] + remap_len(c) > AG_SIZE_MAX;
+}
+
 static void look_up(struct ag_structural *c)
 {
 	const struct rf_req *q = &c->req->q;
@@ -261,12 +271,13 @@ static void look_up(struct ag_structural *c)
 		}
 		return;
 	}
-	len = remap_len(c);
+	/* Another host may be making the source longer right now. */
+	len = remap_asked(q) ? remap_asked(q) : AG_SIZE_MAX;
 	c->clean[0] = (struct span){vn, a[2] >> RF_PAGE_SHIFT, RF_PAGES(a[2] + len), 0};
 	c->clean[1] = (struct span){c->src, a[1] >> RF_PAGE_SHIFT, RF_PAGES(a[1] + len), 0};
 	if (remap_kind(q) != RF_KIND_DEDUPE) {
 		c->gone_first = c->clean[0].first;
-		c->gone_end = c->clean[0].end;
+		c->gone_end = RF_PAGES(a[2] + remap_len(c));
 	}
 }
 
@@ -343,9 +354,11 @@ static bool is_clean(const struct ag_structural *c, const struct span *s)
 		const uint64_t w = atomic_load(&s->vn->word[page]);
 
 		/* What can be stored to without a fault is merged with what comes (change.c); what a
-		 * pin keeps dirty was flushed, and is taken from it. */
+		 * pin keeps dirty was flushed, and stays, or is taken from it. */
 		if (!ag_w_owns_twin(w) || (w & RF_W_SYNC) ||
-		    ((c->sequester || c->clean[1].vn == s->vn) && ag_pinned_long(s->vn, page)))
+		    ((c->sequester || s == &c->clean[1] || page < c->gone_first ||
+		      page >= c->gone_end) &&
+		     ag_pinned_long(s->vn, page)))
 			continue;
 		return false;
 	}
@@ -471,9 +484,10 @@ static void drain(struct ag_structural *c)
 {
 	struct ag_req *req = c->req;
 
-	if (!drained(c)) {
-		if (c->src && ag_ops_silent(c->src, c->src->op_seq, req->born))
-			ag_req_finish(req, -ETIMEDOUT, 0);
+	if (!drained(c))
+		return;
+	if (too_long(c)) {
+		ag_req_finish(req, -EFBIG, 0);
 		return;
 	}
 	look_up(c);
@@ -528,6 +542,8 @@ void ag_structural_serve(struct ag_req *req)
 	if (c->stage == GATE && ag_req_adopt(req))
 		return;
 	r = ag_req_ready(req, req->vn->op_seq, &why);
+	if (r > 0 && c->src && ag_ops_silent(c->src, c->src->op_seq, req->born))
+		r = -ETIMEDOUT;
 	if (r < 0 ||
 	    (req->q.op == RF_OP_REMAP && !req->q.arg[3] && remap_kind(&req->q) != RF_KIND_CLONE)) {
 		ag_req_finish(req, r < 0 ? r : 0, 0);
