@@ -214,6 +214,19 @@ static bool reserved(struct ctx *c, uintptr_t lo, uintptr_t hi)
 	return false;
 }
 
+/* ENOMEM is of the limit, or of a mapping that another thread has just unmapped: that is no error. */
+static int lock_on_fault(uintptr_t lo, uintptr_t hi)
+{
+	int r = -ENOMEM;
+
+	for (int tries = 0; r == -ENOMEM && tries < 10; tries++) {
+		r = (int)rf_syscall(SYS_mlock2, lo, hi - lo, MLOCK_ONFAULT);
+		if (r == -ENOMEM && rf_syscall(SYS_msync, lo, hi - lo, MS_ASYNC) == -ENOMEM)
+			r = 0;
+	}
+	return r;
+}
+
 static int lock_line(struct ctx *c, const char *line, bool populate)
 {
 	bool ours = strstr(line, " /memfd:refault-");
@@ -227,7 +240,7 @@ static int lock_line(struct ctx *c, const char *line, bool populate)
 	if (populate && !ours)
 		rf_syscall(SYS_mlock, lo, hi - lo);
 	else if (!populate && (!ours || (c->proc && map_find(c, lo, &e, &seq))))
-		return (int)rf_syscall(SYS_mlock2, lo, hi - lo, MLOCK_ONFAULT);
+		return lock_on_fault(lo, hi);
 	return 0;
 }
 

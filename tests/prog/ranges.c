@@ -16,7 +16,9 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -845,6 +847,41 @@ static void do_advice(void)
 	munmap(pv, 16 * P);
 }
 
+/* Others' mappings come and go while all that there is is locked. */
+static _Atomic bool churning;
+
+static void *churn(void *arg)
+{
+	char *p;
+
+	while (atomic_load(&churning))
+		for (int i = 0; i < 20; i++) {
+			p = mmap(NULL, (size_t)(2 + i) * P, PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+			munmap(p, (size_t)(2 + i) * P);
+		}
+	return arg;
+}
+
+static int lock_all_often(void)
+{
+	pthread_t t[2];
+	int failed = 0;
+
+	atomic_store(&churning, true);
+	for (int i = 0; i < 2; i++)
+		if (pthread_create(&t[i], NULL, churn, NULL))
+			errx(1, "pthread_create");
+	for (int i = 0; i < 100; i++) {
+		failed += mlockall(MCL_CURRENT) != 0;
+		munlockall();
+	}
+	atomic_store(&churning, false);
+	for (int i = 0; i < 2; i++)
+		pthread_join(t[i], NULL);
+	return failed;
+}
+
 static void do_lock(void)
 {
 	char *s, *pv;
@@ -876,6 +913,7 @@ static void do_lock(void)
 	CHECK(munlock(pv, 2 * P));
 	CHECK(madvise(pv, P, MADV_DONTNEED));
 	printf("  %x\n", pv[0] & 0xff);
+	CHECK(lock_all_often());
 	CHECK(mlockall(0));
 	CHECK(mlockall(MCL_CURRENT));
 	s[P] = 'c';
