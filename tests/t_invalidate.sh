@@ -93,7 +93,7 @@ only_what_is_meant() {
 		fetched B $PAGES want b 61 all 3 0 $LEN && fetched B 0 want b 61 all 2 0 $LEN &&
 		says 0 '' B --volume vol d/ f && fetched B 0 want b 61 all 4 0 $LEN &&
 		says 0 "$T/vol/d/x: out of the cache" B -v "$T/vol/d/x" "$T/vol/f7" &&
-		says 0 'd/e/y: out of the cache' B -v --volume vol d/e && says 0 '' B --volume other
+		says 0 'd/e/y: out of the cache' B -v --volume vol d/e d/e/y d/e && says 0 '' B --volume other
 }
 check only-what-is-meant only_what_is_meant
 

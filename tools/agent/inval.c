@@ -320,35 +320,29 @@ static const char *next_name(const char **s, size_t *len, size_t most)
 	return name;
 }
 
-static void all_below(struct ag_peer *p, const char *volume, const char *name, uint32_t flags,
-		      uint32_t index)
-{
-	struct ag *ag = p->ag;
-
-	for (uint32_t id = 1; id <= ag->vnode_high; id++) {
-		struct ag_vnode *vn = ag->vnode[id];
-
-		if (vn && !strcmp(vn->vol->name, volume) && below(vn->path, name))
-			begin(p, vn, flags, index);
-	}
-}
-
+/* Of the files of a volume those that are one of these, or below; of many names the first counts. */
 static int by_name(struct ag_peer *p, const char *s, size_t len, uint32_t flags)
 {
-	const char *volume = next_name(&s, &len, RF_MAX_NAME), *name, *names = s;
-	size_t left = len;
-	uint32_t index = 0;
+	const char *volume = next_name(&s, &len, RF_MAX_NAME), *names = s;
+	const size_t all = len;
+	struct ag *ag = p->ag;
 
 	if (!volume)
 		return -EINVAL;
-	while (left)
-		if (!next_name(&s, &left, RF_MAX_PATH))
+	while (len)
+		if (!next_name(&s, &len, RF_MAX_PATH))
 			return -EINVAL;
-	if (!len)
-		all_below(p, volume, "", flags, 0);
-	for (s = names; len; index++) {
-		name = next_name(&s, &len, RF_MAX_PATH);
-		all_below(p, volume, name, flags, index);
+	for (uint32_t id = 1; id <= ag->vnode_high; id++) {
+		struct ag_vnode *vn = ag->vnode[id];
+		bool meant = !all;
+		uint32_t n = 0;
+
+		if (!vn || strcmp(vn->vol->name, volume) != 0)
+			continue;
+		for (s = names, len = all; len && !meant; n++)
+			meant = below(vn->path, next_name(&s, &len, RF_MAX_PATH));
+		if (meant)
+			begin(p, vn, flags, n ? n - 1 : 0);
 	}
 	return 0;
 }
