@@ -86,6 +86,8 @@ int map_mlock(struct ctx *c, const void *addr, size_t len, unsigned flags);
 int map_munlock(struct ctx *c, const void *addr, size_t len);
 int map_mlockall(struct ctx *c, int flags); /* flags that make sense; 0: munlockall */
 void map_lock_populate(struct ctx *c, const void *addr, size_t len);
+/* Pages of a private mapping become the program's own, whole pages from lo to hi. */
+int map_copy(struct ctx *c, uintptr_t lo, uintptr_t hi);
 /* mmap() of something else over managed mappings (MAP_FIXED): forget them first. */
 int map_forget(struct ctx *c, void *addr, size_t len);
 

@@ -27,6 +27,8 @@
 #define MADV_GUARD_INSTALL 102 /* Linux 6.13 */
 #endif
 
+#define COPY_TRIES 1000u /* of a page that others take away as fast as it comes */
+
 struct walk {
 	uintptr_t at; /* done up to here */
 	int advice;   /* -1: mlock */
@@ -74,6 +76,28 @@ static void ahead(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintpt
 			    RF_FAULT_NOWAIT);
 }
 
+/* The program's own copies of all pages: the kernel makes them on a store that stores nothing. */
+int map_copy(struct ctx *c, uintptr_t lo, uintptr_t hi)
+{
+	sys_mask m;
+	int r = 0;
+
+	for (uintptr_t a = lo; a < hi && !r; a += RF_PAGE_SIZE)
+		for (uint32_t tries = 0; !r; tries++) {
+			m = sys_block_all();
+			r = fault_resolve(c, a, true, false, m);
+			sys_setmask(m);
+			if (!r)
+				r = (int)rf_syscall(SYS_madvise, a, RF_PAGE_SIZE,
+						    MADV_POPULATE_WRITE);
+			if (!r)
+				break;
+			if (r == -EFAULT && tries < COPY_TRIES)
+				r = 0; /* dropped in between */
+		}
+	return r;
+}
+
 /* From the first page that cannot be had on there is nothing: -EFAULT, as natively. */
 static int populate(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi,
 		    bool write)
@@ -89,6 +113,8 @@ static int populate(struct ctx *c, const struct map_entry *e, uintptr_t lo, uint
 	/* The page is un-protected: now the kernel makes the program's own copy of it. */
 	if (write && !(e->flags & RF_MAP_SHARED))
 		r = (int)rf_syscall(SYS_madvise, lo, hi - lo, MADV_POPULATE_WRITE);
+	if (r == -EFAULT && !map_copy(c, lo, hi)) /* one was dropped in between */
+		r = 0;
 	return r;
 }
 

@@ -445,28 +445,6 @@ static int pin_pages(struct ctx *c, const struct map_entry *e, uintptr_t lo, uin
 	return 0;
 }
 
-/* The program's own copies of all pages: the kernel makes them on a store that stores nothing. */
-static int copy_pages(struct ctx *c, uintptr_t lo, uintptr_t hi)
-{
-	sys_mask m;
-	int r = 0;
-
-	for (uintptr_t a = lo; a < hi && !r; a += RF_PAGE_SIZE)
-		for (uint32_t tries = 0; !r; tries++) {
-			m = sys_block_all();
-			r = fault_resolve(c, a, true, false, m);
-			sys_setmask(m);
-			if (!r)
-				r = (int)rf_syscall(SYS_madvise, a, RF_PAGE_SIZE,
-						    MADV_POPULATE_WRITE);
-			if (!r)
-				break;
-			if (r == -EFAULT && tries < TRIES)
-				r = 0; /* dropped in between */
-		}
-	return r;
-}
-
 static int pin_piece(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi,
 		     void *arg)
 {
@@ -508,7 +486,7 @@ static int pin_piece(struct ctx *c, const struct map_entry *e, uintptr_t lo, uin
 		}
 		return -ENOMEM;
 	}
-	return shared ? pin_pages(c, e, lo, hi) : copy_pages(c, lo, hi);
+	return shared ? pin_pages(c, e, lo, hi) : map_copy(c, lo, hi);
 }
 
 API int refault_pin(void *addr, size_t len, unsigned flags)

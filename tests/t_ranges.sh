@@ -50,6 +50,18 @@ compare() {
 }
 for g in "${GROUPS_OF_CALLS[@]}"; do check "$g-as-native" compare "$g"; done
 
+# Pages are populated while the other host changes them.
+t_populate() {
+	local stop rc=0
+	mkfifo "$T/changes"
+	on B "$BIN/tests/ranges" "$V/advice" changes <"$T/changes" &
+	exec {stop}>"$T/changes"
+	timeout 60 "$T/A" "$BIN/tests/ranges" "$V/advice" populate || rc=1
+	exec {stop}>&-
+	wait $! && [ "$rc" -eq 0 ]
+}
+here populate-while-others-change t_populate
+
 # seen FILE FROM: FILE reads as FROM on both hosts and in the server's directory.
 seen() {
 	cmp "$V/$1" "$2" && on A cat "$V/$1" | cmp - "$2" && on B cat "$V/$1" | cmp - "$2"

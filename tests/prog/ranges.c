@@ -6,6 +6,8 @@
  *
  *	ranges DIR GROUP [TO FROM]	GROUP: falloc truncate copy pipes clone seek limit advice lock
  *	ranges DIR peer			on another host: a line on stdin, sizes and sums on stdout
+ *	ranges DIR changes		changes all of DIR/a again and again until stdin ends
+ *	ranges DIR populate		on another host: populates and locks mappings of it meanwhile
  *
  * DIR/a and DIR/b are there, and empty; DIR/c has ten pages.  A line is the call, what it returned, and for both files size,
  * position and a sum over all bytes: as read, and as loaded through a mapping made at the start.
@@ -956,6 +958,40 @@ static void do_lock(void)
 	munmap(pv, 16 * P);
 }
 
+enum { CHANGED = 64 * P, CHANGES = 300 };
+
+static void changes(void)
+{
+	struct pollfd p = {.fd = 0, .events = POLLIN};
+
+	for (uint64_t n = 1; poll(&p, 1, 0) == 0; n++) {
+		memset(bytes, (int)n, CHANGED);
+		memcpy(bytes, &n, sizeof(n));
+		if (pwrite(a, bytes, CHANGED, 0) != CHANGED || fsync(a))
+			err(1, "pwrite");
+	}
+}
+
+/* Pages that others take away before the kernel has copied them are had all the same. */
+static void populate(void)
+{
+	uint64_t n = 0;
+	char *p;
+
+	while (n < CHANGES) {
+		if (pread(a, &n, sizeof(n), 0) < 0)
+			err(1, "pread");
+		for (int i = 0; n && i < 2; i++) {
+			p = mmap(NULL, CHANGED, PROT_READ | PROT_WRITE, MAP_PRIVATE, a, 0);
+			if (p == MAP_FAILED)
+				err(1, "mmap");
+			if (i ? madvise(p, CHANGED, MADV_POPULATE_WRITE) : mlock(p, CHANGED))
+				err(1, "%s", i ? "MADV_POPULATE_WRITE" : "mlock");
+			munmap(p, CHANGED);
+		}
+	}
+}
+
 int main(int argc, char **argv)
 {
 	static const struct {
@@ -964,7 +1000,7 @@ int main(int argc, char **argv)
 	} group[] = {{"falloc", do_falloc}, {"truncate", do_truncate}, {"copy", do_copy},
 		     {"pipes", do_pipes},   {"clone", do_clone},       {"seek", do_seek},
 		     {"limit", do_limit},   {"advice", do_advice},     {"lock", do_lock},
-		     {"peer", peer}};
+		     {"peer", peer},        {"changes", changes},      {"populate", populate}};
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if ((argc != 3 && argc != 5) || chdir(argv[1]))
