@@ -83,6 +83,15 @@ t_vast() {
 }
 [ "${FS:-}" != xfs ] || here no-file-that-hosts-cannot-hold t_vast
 
+# Pages that are registered stay dirty, and need not be clean for what changes none of them.
+t_pinned() {
+	worker v A
+	WORKER=pins worker p A obey
+	want p ok open "$V/part" 8192 rw && want p ok pin 0 8192 w && want v ok open 1 "$V/random" r &&
+		want v ok open 2 "$V/part" rw && want v ok dedupe 2 1 0 8192 0 && want p ok unpin 0 8192 && dismiss v p
+}
+[ "${FS:-}" != xfs ] || here dedupe-of-pinned-pages t_pinned
+
 t_cp() { on A cp --reflink=auto "$V/random" "$V/cp.out" && seen cp.out "$T/random"; }
 check cp-reflink-auto t_cp
 t_always() {
