@@ -254,6 +254,18 @@ agent_pid() {
 	return 1
 }
 
+# replace_agent: host A's is killed, and its supervisor has started the next one when this returns.
+SUPERVISOR=
+replace_agent() {
+	local pid
+	[ -n "$SUPERVISOR" ] || SUPERVISOR=$(awk '/^PPid:/ { print $2 }' "/proc/$(agent_pid A)/status")
+	pid=$(agent_child) && [ -n "$pid" ] || { echo "host A has no agent under a supervisor"; return 1; }
+	kill -9 "$pid"
+	another() { [ -n "$(agent_child)" ] && [ "$(agent_child)" != "$pid" ]; }
+	eventually 10 another || { echo "the supervisor started no other agent"; return 1; }
+}
+agent_child() { tr -d ' ' 2>/dev/null <"/proc/$SUPERVISOR/task/$SUPERVISOR/children"; }
+
 # worker NAME HOST [ARGUMENT]: an obedient program (tests/prog/worker.c, or WORKER) on A, B, ..., rawA, ...
 worker() {
 	local name=$1 in out

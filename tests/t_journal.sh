@@ -45,16 +45,6 @@ answered() { # answered ANSWER: what a was told before
 exported() { # exported FILE OFFSET HEX: what the server has
 	[ "$(tail -c +$(($2 + 1)) "$T/vol/$1" | head -c $((${#3} / 2)) | od -An -tx1 | tr -d ' \n')" = "$3" ]
 }
-SUPERVISOR=
-kill_agent() { # host A's; the next one is there when this returns
-	local pid
-	[ -n "$SUPERVISOR" ] || SUPERVISOR=$(awk '/^PPid:/ { print $2 }' "/proc/$(agent_pid A)/status")
-	pid=$(child) && [ -n "$pid" ] || { echo "host A has no agent under a supervisor"; return 1; }
-	kill -9 "$pid"
-	another() { [ -n "$(child)" ] && [ "$(child)" != "$pid" ]; }
-	eventually 10 another || { echo "the supervisor started no other agent"; return 1; }
-}
-child() { tr -d ' ' 2>/dev/null <"/proc/$SUPERVISOR/task/$SUPERVISOR/children"; }
 # Another pair of supervisor and agent: five crashes in ten seconds are one too many.
 anew() {
 	dismiss a
@@ -78,7 +68,7 @@ overwritten() { # overwritten N FILE
 	hold && tell a msync "$1"
 	eventually 10 exported "$2" 5 7a7a || { echo "the store did not arrive"; return 1; }
 	want b 7a7a load "$1" 5 2 || return
-	kill_agent && want c ok store "$1" 5 63 && want c ok msync "$1" || return
+	replace_agent && want c ok store "$1" 5 63 && want c ok msync "$1" || return
 	want b 637a load "$1" 5 2 && pass && answered ok
 }
 store() { overwritten 1 store && all_have 1 store 5 637a; }
@@ -89,7 +79,7 @@ twice() {
 	open_all 2 twice && want a ok store 2 5 7a7a || return
 	hold && tell a msync 2
 	eventually 10 exported twice 5 7a7a || { echo "the store did not arrive"; return 1; }
-	kill_agent && want c ok store 2 5 63 && want c ok msync 2 && kill_agent &&
+	replace_agent && want c ok store 2 5 63 && want c ok msync 2 && replace_agent &&
 		pass && answered ok && all_have 2 twice 5 637a
 }
 here nor-after-a-second-crash twice
@@ -99,7 +89,7 @@ lost() {
 	open_all 3 lost && want a ok store 3 5 7a7a && want a ok store 3 9000 7a || return
 	hold && tell a msync 3
 	eventually 10 exported lost 5 7a7a || { echo "the store did not arrive"; return 1; }
-	kill_agent && want c ok store 3 5 63 && want c ok msync 3 || return
+	replace_agent && want c ok store 3 5 63 && want c ok msync 3 || return
 	pass && answered ok && want a ok store 3 6 79 && want a ok msync 3 &&
 		all_have 3 lost 5 6379 && all_have 3 lost 9000 7a
 }
@@ -111,7 +101,7 @@ append() {
 	for w in a b c; do want $w ok open 4 "$T/vol/append" rwa || return; done
 	hold && tell a write 4 6f6e65
 	eventually 10 exported append $LEN 6f6e65 || { echo "the append did not arrive"; return 1; }
-	kill_agent && want c ok write 4 7878 && pass && answered ok || return
+	replace_agent && want c ok write 4 7878 && pass && answered ok || return
 	for w in a b c; do
 		want $w 6f6e657878 pread 4 100 $LEN && want $w $((LEN + 5)) size 4 || return
 	done
@@ -123,7 +113,7 @@ cut() {
 	open_all 5 cut || return
 	hold && tell a truncate 5 4096
 	eventually 10 short cut 4096 || { echo "it was not cut"; return 1; }
-	kill_agent && want c ok truncate 5 8192 && want c ok pwrite 5 5000 63 || return
+	replace_agent && want c ok truncate 5 8192 && want c ok pwrite 5 5000 63 || return
 	want c ok fsync 5 && pass && answered ok && want a 8192 size 5 &&
 		want a 63 pread 5 1 5000 && want a 8192 size 5 && all_have 5 cut 5000 63
 }
@@ -136,7 +126,7 @@ longer() {
 	want b ok open 7 "$T/vol/longer" rw && want a ok pwrite 7 100000 7a7a || return
 	hold && tell a fsync 7
 	eventually 10 short longer 100002 || { echo "the write did not arrive"; return 1; }
-	kill_agent && want c ok truncate 7 4096 && pass && answered ok && want a 4096 size 7 &&
+	replace_agent && want c ok truncate 7 4096 && pass && answered ok && want a 4096 size 7 &&
 		want a ok fsync 7 && want a eof pread 7 1 4096 && want b 4096 size 7 && short longer 4096
 }
 here file-that-was-cut-stays-short longer
@@ -152,7 +142,7 @@ forgotten() {
 	on A sh -c 'i=0; while [ $i -lt 1100 ]; do echo $i; i=$((i + 1)); done >>"$1"' - "$T/vol/many"
 	i=$(wc -l <"$T/vol/many")
 	[ "$i" = 1100 ] || { echo "$i of 1100 appends"; return 1; }
-	kill_agent && eventually 10 resent
+	replace_agent && eventually 10 resent
 	kill -CONT "$b"
 	for w in a c; do
 		IFS= read -r -t 40 i <&"${FROM[$w]}" && [ "$i" = ok ] || { echo "$w: $i"; return 1; }

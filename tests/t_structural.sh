@@ -120,29 +120,19 @@ cut_off() {
 short() { [ "$(stat -c %s "$T/vol/$1")" = "$2" ]; }
 here connection-that-is-lost-in-between cut_off
 
-SUPERVISOR=
-kill_agent() { # host A's; the next one is there when this returns
-	local pid
-	[ -n "$SUPERVISOR" ] || SUPERVISOR=$(awk '/^PPid:/ { print $2 }' "/proc/$(agent_pid A)/status")
-	pid=$(child) && [ -n "$pid" ] || { echo "host A has no agent under a supervisor"; return 1; }
-	kill -9 "$pid"
-	another() { [ -n "$(child)" ] && [ "$(child)" != "$pid" ]; }
-	eventually 10 another || { echo "the supervisor started no other agent"; return 1; }
-}
-child() { tr -d ' ' 2>/dev/null <"/proc/$SUPERVISOR/task/$SUPERVISOR/children"; }
 
 # The agent is killed when the server has made the change: it is not made again.
 killed() {
 	open_all 6 killed && want a2 ok msync 6 && hold && tell a falloc 6 collapse $P $P && becomes killed frozen || return
 	eventually 10 short killed $((7 * P)) || { echo "the change did not arrive"; return 1; }
-	kill_agent && pass && answered a ok && letters 6 a c d e f g h &&
+	replace_agent && pass && answered a ok && letters 6 a c d e f g h &&
 		want a2 ok store 6 $((2 * P)) 58 && want a2 ok msync 6 && letters 6 a c X e f g h
 	# The same with the flush on its way: there is no change yet, and nothing is frozen for ever.
-	want a2 ok store 6 $((5 * P)) 59 && hold && tell a falloc 6 insert $P $P && becomes killed frozen && kill_agent &&
+	want a2 ok store 6 $((5 * P)) 59 && hold && tell a falloc 6 insert $P $P && becomes killed frozen && replace_agent &&
 		pass && answered a ok && want a2 ok store 6 $((7 * P)) 5a && want b 00 pread 6 1 $P &&
 		want b 59 pread 6 1 $((6 * P)) && want a ok msync 6 && want b 5a pread 6 1 $((7 * P)) || return
 	# And a copy, of a file that nobody has open any more when it is asked for again.
-	want a ok open 20 "$T/vol/other" rw && hold && tell a2 copy 6 2 0 $P $((8 * P)) && kill_agent && pass && answered a2 ok &&
+	want a ok open 20 "$T/vol/other" rw && hold && tell a2 copy 6 2 0 $P $((8 * P)) && replace_agent && pass && answered a2 ok &&
 		want b 58 pread 6 1 $((8 * P)) && want a 58 load 6 $((8 * P)) 1
 }
 here agent-that-is-killed-in-between killed
