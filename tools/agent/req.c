@@ -192,7 +192,7 @@ void ag_req_finish(struct ag_req *req, int err, uint64_t ret0)
 
 	if (req->proc)
 		ag_proc_answer(req->proc, req->q.cell, req->q.seq, err, ret0, 0);
-	if (peer)
+	if (peer && req->vn)
 		ag_peer_tell(peer, req->index, ret0, err, req->vn->path);
 	req_free(req);
 	if (peer)
