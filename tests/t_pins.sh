@@ -20,6 +20,8 @@ truncate -s 262144 "$T/vol/flushed"
 truncate -s 8T "$T/vol/vast"
 start_server
 make_hosts A B C
+# What A stores stays dirty until somebody asks for it.
+start_agent A --dirty-expire 600000
 
 # program NAME HOST FILE HOW [LEN]: it has the file open and mapped.
 program() {
