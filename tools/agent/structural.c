@@ -57,7 +57,7 @@ struct ag_structural {
 	struct ag_req *req;
 	struct ag_list slow;       /* ag->slow_changes, until again_at */
 	struct ag_gate_wait other; /* for the source's gate, if that is another file */
-	struct ag_vnode *src;      /* of a REMAP; maybe the file itself */
+	struct ag_vnode *src;      /* of a REMAP, maybe the file itself; else NULL */
 	enum stage stage;
 	struct ag_hold *hold; /* from DRAIN on; then the change has it */
 	uint64_t again_at;
@@ -243,7 +243,7 @@ static bool too_long(const struct ag_structural *c)
 
 	if (q->op == RF_OP_FALLOC && (q->arg[0] & FALLOC_FL_INSERT_RANGE))
 		return c->req->vn->size + q->arg[2] > AG_SIZE_MAX;
-	return q->op == RF_OP_REMAP && q->arg[2] + remap_len(c) > AG_SIZE_MAX;
+	return c->src && q->arg[2] + remap_len(c) > AG_SIZE_MAX;
 }
 
 static void look_up(struct ag_structural *c)
@@ -432,17 +432,14 @@ static void change_send(struct ag_structural *c)
 	op->hold = c->hold;
 	op->hold->tell = NULL;
 	c->hold = NULL;
-	switch (q->op) {
-	case RF_OP_SETSIZE:
+	if (c->src) {
+		send_remap(c, op);
+	} else if (q->op == RF_OP_SETSIZE) {
 		op->size = q->arg[0];
-		break;
-	case RF_OP_FALLOC:
+	} else {
 		op->mode = (uint32_t)q->arg[0];
 		op->change.range[0] = (rf_range){q->arg[1], q->arg[2]};
 		op->change.n = 1;
-		break;
-	default:
-		send_remap(c, op);
 	}
 	ag_count(c->req->ag, RF_R_STRUCTURAL, 1);
 	ag_op_send(op);
