@@ -114,10 +114,10 @@ gift() {
 	dismiss a
 }
 
-# Into a buffer that maps the same file.
+# Into a buffer that maps the same file; where it overlaps what is read, only what comes before is certain.
 self() {
 	program a A self rw && want a ok store 0 62636465 && want a 4 self 0 4 100 &&
-		want a 62636465 load 100 4 && want a 4096 self 0 4096 2 && want a 6263626364 load 0 5 ||
+		want a 62636465 load 100 4 && want a 4096 self 0 4096 2 && want a 62636263 load 0 4 ||
 		return
 	dismiss a
 }
