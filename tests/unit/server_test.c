@@ -1058,6 +1058,7 @@ static void setup_slow(void)
 	slow_ops = store_dir;
 	slow_ops.read = slow_read;
 	config.ops = &slow_ops;
+	config.lease_ms = 10000; /* reads take their time, and no lease ends meanwhile */
 	start_server();
 }
 
