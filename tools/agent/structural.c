@@ -255,12 +255,12 @@ static void look_up(struct ag_structural *c)
 
 	memset(c->clean, 0, sizeof(c->clean));
 	c->gone_first = c->gone_end = 0;
-	switch (q->op) {
-	case RF_OP_SETSIZE:
+	if (q->op == RF_OP_SETSIZE) {
 		c->gone_first = RF_PAGES(a[0]);
 		c->gone_end = UINT64_MAX;
 		return;
-	case RF_OP_FALLOC:
+	}
+	if (!c->src) {
 		if (a[0] & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) {
 			c->gone_first = RF_PAGES(a[1]);
 			c->gone_end = (a[1] + a[2]) >> RF_PAGE_SHIFT;
