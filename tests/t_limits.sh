@@ -49,10 +49,11 @@ check limits-are-as-told limit_is_shown
 # The agent's own memory (what is shared with programs is not its own), in kB.
 own() { awk '/^RssAnon:/ { print $2 }' "/proc/$(agent_pid A)/status"; }
 sixteen_times() {
-	local now high=0 looks=0 mem=0 answer
+	local now high=0 looks=0 mem=0 answer='' part
 	begin a 1 big "$BIG" || return
 	tell a fill 1 0 "$BIG" 7a
-	until IFS= read -r -t 0.05 answer <&"${FROM[a]}"; do
+	until IFS= read -r -t 0.05 part <&"${FROM[a]}"; do
+		answer+=$part # half a line may have come
 		now=$(agent_line A dirty)
 		[ -n "$now" ] || { echo "the agent does not say what is dirty"; return 1; }
 		[ "$now" -le "$high" ] || high=$now
@@ -61,6 +62,7 @@ sixteen_times() {
 		looks=$((looks + 1))
 		[ "$looks" -lt 2000 ] || { echo "it does not end"; return 1; }
 	done
+	answer+=$part
 	[ "$answer" = ok ] || { echo "stores: $answer"; return 1; }
 	[ "$high" -le "$LIMIT" ] || { echo "$high bytes were dirty"; return 1; }
 	[ "$mem" -lt 65536 ] || { echo "the agent took $mem kB"; return 1; }
