@@ -254,6 +254,19 @@ agent_pid() {
 	return 1
 }
 
+# start_relay: host A's way to the server, which worker "relay" (tests/prog/relay.c) holds up and cuts.
+start_relay() {
+	SOCK=$T/srv/relay.sock wrapper A "$T/a" "${AS[@]}" "$BIN/refault run --"
+	SOCK=$T/srv/relay.sock wrapper rawA "$T/a" "${AS[@]}"
+	mkfifo "$T/relay.in" "$T/relay.out"
+	"$BIN/tests/relay" "$T/srv/relay.sock" "$SOCK" <"$T/relay.in" >"$T/relay.out" &
+	WPID[relay]=$!
+	exec {relay_in}>"$T/relay.in" {relay_out}<"$T/relay.out"
+	TO[relay]=$relay_in FROM[relay]=$relay_out
+	read -r -t 10 _ <&"$relay_out" || die "the relay does not run"
+	[ ${#AS[@]} -eq 0 ] || chmod 666 "$T/srv/relay.sock"
+}
+
 # replace_agent: host A's is killed, and its supervisor has started the next one when this returns.
 SUPERVISOR=
 replace_agent() {

@@ -23,15 +23,7 @@ done
 : >"$T/vol/target"
 start_server --lease 60 # answers are held back for as long as a slow machine takes
 make_hosts
-SOCK=$T/srv/relay.sock wrapper A "$T/a" "${AS[@]}" "$BIN/refault run --"
-SOCK=$T/srv/relay.sock wrapper rawA "$T/a" "${AS[@]}"
-mkfifo "$T/relay.in" "$T/relay.out"
-"$BIN/tests/relay" "$T/srv/relay.sock" "$SOCK" <"$T/relay.in" >"$T/relay.out" &
-WPID[relay]=$!
-exec {relay_in}>"$T/relay.in" {relay_out}<"$T/relay.out"
-TO[relay]=$relay_in FROM[relay]=$relay_out
-read -r -t 10 _ <&"$relay_out" || die "the relay does not run"
-[ ${#AS[@]} -eq 0 ] || chmod 666 "$T/srv/relay.sock"
+start_relay
 export REFAULT_TIMEOUT=20 # the agents inherit it
 worker a A
 worker a2 A

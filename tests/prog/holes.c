@@ -236,21 +236,8 @@ static void bus(int sig)
 	siglongjmp(on_bus, 1);
 }
 
-/* False: past the end of the file. */
-static bool load(volatile const uint64_t *from, uint64_t *to, unsigned words)
-{
-	guarded = 1;
-	if (sigsetjmp(on_bus, 1)) {
-		guarded = 0;
-		return false;
-	}
-	for (unsigned i = 0; i < words; i++)
-		to[i] = from[i];
-	guarded = 0;
-	return true;
-}
-
-static bool store(volatile uint64_t *to, const uint64_t *from, unsigned words)
+/* To or from a mapping.  False: past the end of the file. */
+static bool copy(volatile uint64_t *to, volatile const uint64_t *from, unsigned words)
 {
 	guarded = 1;
 	if (sigsetjmp(on_bus, 1)) {
@@ -292,7 +279,7 @@ static void pin_down(int f, unsigned b, unsigned n, const uint64_t *starts, cons
 		there = pread(fd[f], w, n * BLOCK, (off_t)b * BLOCK) == (ssize_t)n * BLOCK;
 	} else {
 		how = "the writer's load";
-		there = load(map[f] + b * WORDS, w, n * WORDS);
+		there = copy(w, map[f] + b * WORDS, n * WORDS);
 	}
 	for (unsigned i = 0; i < n; i++) {
 		struct block *e = &m->b[f][b + i];
@@ -368,7 +355,7 @@ static void write_run(int f, unsigned b, unsigned n, bool mapped)
 			w[i * WORDS + k] = word_of(b + i, gen[i]);
 	}
 	if (mapped)
-		ok = store(map[f] + b * WORDS, w, n * WORDS);
+		ok = copy(map[f] + b * WORDS, w, n * WORDS);
 	else
 		ok = pwrite(fd[f], w, n * BLOCK, (off_t)b * BLOCK) == (ssize_t)n * BLOCK;
 	if (!ok && !mapped)
@@ -446,7 +433,7 @@ static void look(int f, unsigned b, unsigned n, uint64_t *s)
 		if (r < 0)
 			err(1, "read of %s", file_name[f]);
 		got = (unsigned)r / BLOCK;
-	} else if (!load((how == 1 ? map : ro)[f] + b * WORDS, w, n * WORDS)) {
+	} else if (!copy(w, (how == 1 ? map : ro)[f] + b * WORDS, n * WORDS)) {
 		got = 0;
 		if (n > 1)
 			return; /* where it ends is not known */
