@@ -245,6 +245,9 @@ configured() {
 	"$T/A" env REFAULT_PINS=wait:x truncate -s 65536 "$T/vol/conf" 2>"$out" &&
 		grep -qx "refault: REFAULT_PINS=wait:x: not fail, sequester or wait\[:SECONDS\[:fail|:sequester\]\]; taken as wait:10:fail" "$out" ||
 		{ cat "$out"; return 1; }
+	"$T/rawA" env -u REFAULT_VOLUMES "$BIN/refault" run --volume "$T/vol=unix:$SOCK,pins=fail,name=vol" -- \
+		truncate -s 0 "$T/vol/conf" 2>"$out" && { echo "--volume with pins=fail: no error"; return 1; }
+	grep -q 'Text file busy' "$out" || { cat "$out"; return 1; }
 	"$T/A" env REFAULT_VOLUMES="$(VOLUMES),pins=no" true 2>"$out"
 	grep -q 'option "pins=no" is not name=NAME or pins=' "$out" || { cat "$out"; return 1; }
 	REFAULT_PINS=fail "$T/A" env REFAULT_VOLUMES="$(VOLUMES),pins=sequester" truncate -s 0 "$T/vol/conf" &&

@@ -22,6 +22,25 @@
 
 static const char library_name[] = "librefault.so";
 
+/*
+ * ",name=EXPORT" and ",pins=POLICY", in any order; *name: whether the first is there.  What exactly is a
+ * policy, the library says.
+ */
+static bool good_options(const char *s, bool *name)
+{
+	*name = false;
+	while (*s == ',') {
+		const size_t n = strcspn(++s, ",");
+
+		if (strncmp(s, "name=", 5) == 0 && n > 5 && !memchr(s, '/', n))
+			*name = true;
+		else if (strncmp(s, "pins=", 5) != 0 || n == 5)
+			return false;
+		s += n;
+	}
+	return true;
+}
+
 /* Append PATH=ADDR, PATH resolved, to *list (malloc'd or NULL). False: after a message. */
 static bool add_volume(char **list, const char *spec)
 {
@@ -37,11 +56,14 @@ static bool add_volume(char **list, const char *spec)
 	memcpy(given, spec, (size_t)(eq - spec));
 	given[eq - spec] = 0;
 
-	const char *addr = eq + 1, *name = strchr(addr, ',');
-	size_t sock = strcspn(addr, ",");
+	const char *addr = eq + 1;
+	const size_t sock = strcspn(addr, ",");
+	bool name;
+
 	if (strncmp(addr, "unix:", 5) != 0 || strpbrk(addr, ";\n") ||
-	    (name && (strncmp(name, ",name=", 6) != 0 || !name[6] || strpbrk(name + 1, ",/")))) {
-		warnx("volume '%s': address '%s' should be unix:SOCKET[,name=EXPORT]", spec, addr);
+	    !good_options(addr + sock, &name)) {
+		warnx("volume '%s': address '%s' should be unix:SOCKET[,name=EXPORT][,pins=POLICY]",
+		      spec, addr);
 		return false;
 	}
 	if (addr[5] != '/' || sock - 5 >= sizeof(sa.sun_path)) {
