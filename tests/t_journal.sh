@@ -60,7 +60,7 @@ overwritten() { # overwritten N FILE
 	open_all "$1" "$2" && want a ok store "$1" 5 7a7a || return
 	hold && tell a msync "$1"
 	eventually 10 exported "$2" 5 7a7a || { echo "the store did not arrive"; return 1; }
-	want b 7a7a load "$1" 5 2 || return
+	eventually 10 want b 7a7a load "$1" 5 2 || return # the server has it before it tells b
 	replace_agent && want c ok store "$1" 5 63 && want c ok msync "$1" || return
 	want b 637a load "$1" 5 2 && pass && answered ok
 }
