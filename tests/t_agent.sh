@@ -55,6 +55,22 @@ check others-go-on-after-those goes_on
 check random-requests probe f7 noise
 check others-go-on-after-them goes_on
 
+# A command that somebody stops while it waits for the agent, and that goes on.
+stopped() {
+	local agent pid
+	agent=$(agent_pid A) && kill -STOP "$agent" || return
+	REFAULT_RUNTIME_DIR=$(runtime A) "${AS[@]}" "$BIN/refault" status >"$T/status" &
+	pid=$!
+	eventually 10 asleep "$pid" && kill -STOP "$pid" && eventually 10 state "$pid" T &&
+		kill -CONT "$pid" && eventually 10 asleep "$pid"
+	local rc=$?
+	kill -CONT "$agent"
+	wait "$pid" && grep -q '^agent:' "$T/status" && [ "$rc" -eq 0 ]
+}
+state() { [ "$(sed 's/.*) //; s/ .*//' "/proc/$1/stat")" = "$2" ]; }
+asleep() { state "$1" S && grep -qE "^(45|207) " "/proc/$1/syscall"; } # recvfrom: x86-64, arm64
+check command-that-was-stopped-goes-on stopped
+
 # What is left of all these programs is nothing.
 alone() { [ "$(status A | sed -n 's/^agent:.* programs \([0-9]*\),.*/\1/p')" = 1 ]; }
 check dead-programs-are-forgotten eventually 10 alone

@@ -10,6 +10,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/types.h>
 
 /* Exit codes of env(1) and nice(1). */
 enum { CMD_OWN_FAILURE = 125, CMD_NOT_EXECUTABLE = 126, CMD_NOT_FOUND = 127 };
@@ -28,6 +29,9 @@ int cmd_invalidate(int argc, char **argv);
  * that is set and nothing said.
  */
 int agent_connect(bool *none);
+
+/* recv(), also for a command that was stopped and goes on: a socket with a time limit says EINTR then. */
+ssize_t agent_recv(int fd, void *buf, size_t len);
 
 /*
  * Find name as execvp() would; the path goes to buf.  Returns 0 or the exit code, after a message.

@@ -97,6 +97,16 @@ int agent_connect(bool *none)
 	return fd;
 }
 
+ssize_t agent_recv(int fd, void *buf, size_t len)
+{
+	ssize_t n;
+
+	do
+		n = recv(fd, buf, len, 0);
+	while (n < 0 && errno == EINTR);
+	return n;
+}
+
 int cmd_info(const char *word)
 {
 	struct {
@@ -115,7 +125,7 @@ int cmd_info(const char *word)
 		warn("agent");
 		goto out;
 	}
-	while ((n = recv(fd, text, sizeof(text), 0)) > 0)
+	while ((n = agent_recv(fd, text, sizeof(text))) > 0)
 		fwrite(text, 1, (size_t)n, stdout);
 	if (n < 0 && errno != ECONNRESET) {
 		warnx("the agent does not answer: %s", strerror(errno));

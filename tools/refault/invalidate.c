@@ -103,9 +103,7 @@ static int ask_once(struct inval *v)
 			if (!v->answer)
 				err(1, "memory");
 		}
-		n = recv(fd, v->answer + v->got, v->room - v->got, 0);
-		if (n < 0 && errno == EINTR)
-			continue;
+		n = agent_recv(fd, v->answer + v->got, v->room - v->got);
 		if (n <= 0)
 			break;
 		v->got += (size_t)n;
