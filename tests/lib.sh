@@ -271,11 +271,14 @@ start_relay() {
 SUPERVISOR=
 replace_agent() {
 	local pid
-	[ -n "$SUPERVISOR" ] || SUPERVISOR=$(awk '/^PPid:/ { print $2 }' "/proc/$(agent_pid A)/status")
+	supervisor
 	pid=$(agent_child) && [ -n "$pid" ] || { echo "host A has no agent under a supervisor"; return 1; }
 	kill -9 "$pid"
 	another() { [ -n "$(agent_child)" ] && [ "$(agent_child)" != "$pid" ]; }
 	eventually 10 another || { echo "the supervisor started no other agent"; return 1; }
+}
+supervisor() {
+	[ -n "$SUPERVISOR" ] || SUPERVISOR=$(awk '/^PPid:/ { print $2 }' "/proc/$(agent_pid A)/status")
 }
 agent_child() { tr -d ' ' 2>/dev/null <"/proc/$SUPERVISOR/task/$SUPERVISOR/children"; }
 

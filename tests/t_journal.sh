@@ -10,7 +10,7 @@
 . "$(dirname "$0")/lib.sh"
 
 LEN=65536
-for f in store longer lost append cut twice none long; do head -c $LEN /dev/zero | tr '\0' a >"$T/vol/$f"; done
+for f in store longer lost append cut twice none long crash cutoff; do head -c $LEN /dev/zero | tr '\0' a >"$T/vol/$f"; done
 : >"$T/vol/many"
 : >"$T/vol/ids"
 start_server --lease 60 # answers are held back for as long as a slow machine takes
@@ -40,6 +40,7 @@ exported() { # exported FILE OFFSET HEX: what the server has
 }
 # Another pair of supervisor and agent: five crashes in ten seconds are one too many.
 anew() {
+	supervisor
 	dismiss a
 	raw A "$BIN/refault" stop >/dev/null || return
 	eventually 10 test ! -d "/proc/$SUPERVISOR" || { echo "the agent does not leave"; return 1; }
@@ -87,6 +88,38 @@ lost() {
 		all_have 3 lost 5 6379 && all_have 3 lost 9000 7a
 }
 here stores-afterwards-do-arrive lost
+
+# A program that still has a dirty page in its page tables, because its stripper stands still, must not
+# see what others have overwritten: the server is not called again before it is stripped.
+unstripped() { # unstripped FILE COMMAND...: what takes host A's connection away
+	local s line r=0
+	anew && open_all 9 "$1" && worker d A && want d ok open 9 "$T/vol/$1" rw &&
+		want d ok map 9 9 rw 0 $LEN && want a ok store 9 5 7a7a && want d 7a7a load 9 5 2 &&
+		hold && tell a msync 9 || return
+	eventually 10 exported "$1" 5 7a7a || { echo "the store did not arrive"; return 1; }
+	s=$(stripper d) || { echo "there is no stripper"; return 1; }
+	kill -STOP "$s"
+	returned() { read -r -t 0 <&"${FROM[c]}"; }
+	# As long as c is not answered, d may see what is old.
+	{ "${@:2}" && pass && want c ok store 9 5 63 && tell c msync 9 &&
+		eventually 10 returned_or_held "$1" && { returned || want d 7a7a load 9 5 2; } &&
+		{ ! returned || want d 637a load 9 5 2; }; } || r=1
+	kill -CONT "$s"
+	[ $r -ne 0 ] || { IFS= read -r -t 40 line <&"${FROM[c]}" && [ "$line" = ok ] &&
+		want d 637a load 9 5 2 && answered ok && all_have 9 "$1" 5 637a; } || r=1
+	dismiss d
+	return $r
+}
+returned_or_held() { returned || grep -q "$1: a program does not let go of" "$T/a/agent.log"; }
+stripper() {
+	local p
+	for p in $(cat "/proc/${WPID[$1]}/task/${WPID[$1]}/children"); do
+		[ "$(cat "/proc/$p/comm")" = refault-strip ] && echo "$p" && return
+	done
+	return 1
+}
+here page-that-cannot-be-stripped-shows-nothing-old-after-a-crash unstripped crash replace_agent
+here page-that-cannot-be-stripped-shows-nothing-old-after-a-cut unstripped cutoff want relay ok cut
 
 append() {
 	local w

@@ -156,7 +156,7 @@ static void on_fast(uv_timer_t *h)
 {
 	struct ag *ag = ag_of(h, struct ag, fast);
 	uint64_t now = ag_now();
-	bool suspects = false;
+	bool suspects = false, unstripped;
 	struct ag_vnode *vn;
 	struct ag_task *t;
 	struct ag_proc *p;
@@ -174,8 +174,9 @@ static void on_fast(uv_timer_t *h)
 	ag_for_each (op, &ag->slow_ops, slow)
 		ag_flush_slow(op, now);
 	ag_structurals_slow(ag, now);
+	unstripped = ag_servers_slow(ag, now);
 	ag_settle(ag);
-	if (!suspects && ag_list_empty(&ag->soon) && ag_list_empty(&ag->slow) &&
+	if (!suspects && !unstripped && ag_list_empty(&ag->soon) && ag_list_empty(&ag->slow) &&
 	    ag_list_empty(&ag->slow_ops) && ag_list_empty(&ag->slow_changes)) {
 		uv_timer_stop(&ag->fast);
 		ag->fast_on = false;

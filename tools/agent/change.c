@@ -381,6 +381,7 @@ void ag_step_strip(struct ag_task *t)
 	atomic_thread_fence(memory_order_seq_cst);
 	/* Not mapped: whoever maps it now finds no promise. */
 	if (!ag_vn_mapped(vn)) {
+		t->stripped = true;
 		ag_task_end(t);
 		return;
 	}

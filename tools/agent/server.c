@@ -9,8 +9,12 @@
  * counted the same.  Frames about a vnode that is busy wait in its queue of tasks.
  *
  * Lost: every promise is void (cb_s_break), all mapped files are stripped, and only when the last
- * is the next HELLO may go out, because HELLO lets other hosts' changes through.  Attempts begin
- * again as long as something waits, with BACKOFF_MIN to BACKOFF_MAX between them.
+ * is the next HELLO may go out, because HELLO lets other hosts' changes through.  A program that does
+ * not co-operate loses the clean pages, which are punched; dirty ones cannot be, and others' bytes
+ * cannot be merged into them before HELLO.  So HELLO waits until they could be stripped, or until the
+ * last promise would have ended, after which the server waits for us no longer (`leased`, which a
+ * crash outlives).  Attempts begin again as long as something waits, with BACKOFF_MIN to BACKOFF_MAX
+ * between them.
  *
  * Counters: mass-break, wire-sent, wire-received, reconnect, garbage.
  * Locks: none.
@@ -52,6 +56,7 @@ struct tx {
 
 static void on_timer(uv_timer_t *h);
 static void attempt(struct ag_server *srv);
+static void attempt_stripped(struct ag_server *srv);
 
 /* ---- by name ---- */
 
@@ -78,6 +83,7 @@ struct ag_server *ag_server_get(struct ag *ag, const char *addr)
 	ag_list_init(&srv->calls);
 	ag_list_init(&srv->volumes);
 	ag_list_init(&srv->vnodes);
+	ag_list_init(&srv->unstripped);
 	uv_timer_init(&ag->loop, &srv->timer);
 	srv->timer.data = srv;
 	ag_list_add(&ag->servers, &srv->link);
@@ -449,9 +455,77 @@ static void ping(struct ag_server *srv)
 	call(srv, c, &m, NULL, 0);
 }
 
+/* What the server promised in answer to what was sent then ends before that. */
+static void leased(struct ag_server *srv, uint64_t sent_at)
+{
+	const uint64_t until = sent_at + srv->lease;
+	_Atomic uint64_t *at;
+
+	if (srv->index == UINT32_MAX)
+		return; /* it has no files here */
+	at = &srv->ag->host->server[srv->index].leased;
+	if (srv->state == AG_UP && atomic_load(at) < until)
+		atomic_store(at, until);
+}
+
+static uint64_t lease_end(const struct ag_server *srv)
+{
+	return srv->index == UINT32_MAX ? 0
+					: atomic_load(&srv->ag->host->server[srv->index].leased);
+}
+
 static void stripped(struct ag_task *t)
 {
-	ag_server_stripped(t->vn->vol->srv);
+	struct ag_vnode *vn = t->vn;
+	struct ag_server *srv = vn->vol->srv;
+
+	srv->stripping--;
+	if (!t->stripped && ag_now() < lease_end(srv) && ag_vn_ndirty(vn)) {
+		ag_log(
+		    "%s: a program does not let go of changed pages; until it does, or our lease "
+		    "ends, %s is not called again",
+		    vn->path, srv->addr);
+		ag_list_del(&vn->unstripped);
+		ag_list_add(&srv->unstripped, &vn->unstripped);
+		ag_fast_start(srv->ag);
+	}
+	attempt_stripped(srv);
+}
+
+static void strip_before_hello(struct ag_vnode *vn)
+{
+	struct ag_task *t = ag_task_new(vn, ag_step_strip);
+
+	ag_list_del(&vn->unstripped);
+	vn->vol->srv->stripping++;
+	t->done = stripped;
+	ag_task_post(t);
+}
+
+/* Once more, when it can be expected to do. */
+static bool strip_again(struct ag_server *srv, uint64_t now)
+{
+	struct ag_vnode *vn;
+
+	ag_for_each (vn, &srv->unstripped, unstripped) {
+		if (now >= lease_end(srv))
+			ag_list_del(&vn->unstripped);
+		else if (ag_vn_quiet(vn))
+			strip_before_hello(vn);
+	}
+	if (ag_list_empty(&srv->unstripped))
+		attempt_stripped(srv);
+	return !ag_list_empty(&srv->unstripped);
+}
+
+bool ag_servers_slow(struct ag *ag, uint64_t now)
+{
+	struct ag_server *srv;
+	bool any = false;
+
+	ag_for_each (srv, &ag->servers, link)
+		any |= !ag_list_empty(&srv->unstripped) && strip_again(srv, now);
+	return any;
 }
 
 void ag_server_mass_break(struct ag_server *srv, bool before_hello)
@@ -463,20 +537,16 @@ void ag_server_mass_break(struct ag_server *srv, bool before_hello)
 	if (srv->index != UINT32_MAX)
 		atomic_fetch_add(&srv->ag->host->server[srv->index].cb_s_break, 1);
 	ag_for_each (vn, &srv->vnodes, by_server) {
-		struct ag_task *t;
-
 		ag_vn_unpromise(vn);
 		vn->epoch++;
 		vn->target = 0;
 		vn->nmerge = 0;
 		if (!ag_vn_mapped(vn))
 			continue;
-		t = ag_task_new(vn, ag_step_strip);
-		if (before_hello) {
-			srv->stripping++;
-			t->done = stripped;
-		}
-		ag_task_post(t);
+		if (before_hello)
+			strip_before_hello(vn);
+		else
+			ag_task_post(ag_task_new(vn, ag_step_strip));
 	}
 }
 
@@ -516,6 +586,7 @@ static void dispatch(struct ag_server *srv, void *frame, size_t len, bool queued
 	struct ag_call *c = NULL, *it;
 	size_t plen;
 	void *payload;
+	uint64_t sent_at;
 	struct rf_msg m;
 
 	if (rf_wire_decode(frame, len, &m, &payload, &plen)) {
@@ -555,6 +626,7 @@ static void dispatch(struct ag_server *srv, void *frame, size_t len, bool queued
 		vn = ag_vn_find(srv->ag, c->vol, &m.body.rf_body_u.status_r.fid);
 	if (!queued && must_wait(srv, vn, frame, len))
 		goto out;
+	sent_at = c->sent_at;
 	if (void_)
 		c->sent_at = 0;
 	if (!c->reply(c, &m, payload, plen)) {
@@ -562,6 +634,7 @@ static void dispatch(struct ag_server *srv, void *frame, size_t len, bool queued
 		ag_list_del(&c->by_vn);
 		free(c);
 	}
+	leased(srv, sent_at);
 out:
 	rf_wire_free(&m);
 }
@@ -666,8 +739,8 @@ static void attempt(struct ag_server *srv)
 	srv->tried_at = ag_now();
 	if (!srv->down_at)
 		srv->down_at = time(NULL);
-	if (srv->stripping)
-		return; /* ag_server_stripped comes back here */
+	if (srv->stripping || !ag_list_empty(&srv->unstripped))
+		return; /* attempt_stripped comes back here */
 	tr = rf_transport_find(srv->addr, &rest);
 	fd = tr ? tr->connect(rest) : -EPROTONOSUPPORT;
 	if (fd >= 0)
@@ -764,8 +837,9 @@ void ag_server_lost(struct ag_server *srv)
 	later(srv);
 }
 
-void ag_server_stripped(struct ag_server *srv)
+static void attempt_stripped(struct ag_server *srv)
 {
-	if (!--srv->stripping && srv->state == AG_DOWN && !srv->retrying && wanted(srv))
+	if (!srv->stripping && ag_list_empty(&srv->unstripped) && srv->state == AG_DOWN &&
+	    !srv->retrying && wanted(srv))
 		attempt(srv);
 }

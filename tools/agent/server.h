@@ -34,10 +34,11 @@ struct ag_server {
 	uint64_t instance, lease;
 	uv_timer_t timer; /* ping, or the next attempt */
 	uint64_t backoff, tried_at;
-	uint64_t pinged;    /* the ping that was not answered yet, or 0 */
-	unsigned stripping; /* files to be stripped before HELLO */
-	time_t down_at;     /* since when programs may notice; 0 if it is up */
-	int err;            /* why it is down: -errno and a text; 0 before the first attempt */
+	uint64_t pinged;           /* the ping that was not answered yet, or 0 */
+	unsigned stripping;        /* files to be stripped before HELLO */
+	struct ag_list unstripped; /* those that could not be */
+	time_t down_at;            /* since when programs may notice; 0 if it is up */
+	int err; /* why it is down: -errno and a text; 0 before the first attempt */
 	char why[160];
 
 	uint32_t slots; /* of the journal that its files have */
@@ -103,11 +104,11 @@ void ag_server_send(struct ag_server *srv, struct rf_msg *m);
 void ag_server_garbage(struct ag_server *srv, const char *what);
 /* Take a broken connection down: all promises are void, all mapped files are stripped. */
 void ag_server_lost(struct ag_server *srv);
-/* One of the files that had to be stripped before HELLO was. */
-void ag_server_stripped(struct ag_server *srv);
 /* All its promises are void.  before_hello: the next HELLO waits for the strips. */
 void ag_server_mass_break(struct ag_server *srv, bool before_hello);
 void ag_server_kick(struct ag_server *srv);
+/* The fast timer: look at what could not be stripped.  False: there is nothing. */
+bool ag_servers_slow(struct ag *ag, uint64_t now);
 
 /* Handle a frame now; for tasks that carry a frame that had to wait. */
 struct ag_task;

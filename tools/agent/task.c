@@ -181,6 +181,17 @@ void ag_task_strip(struct ag_task *t, ag_step next)
 	wait_slow(t);
 }
 
+bool ag_vn_quiet(struct ag_vnode *vn)
+{
+	struct ag_proc *p;
+
+	ag_for_each (p, &vn->ag->procs, link)
+		if (ag_proc_maps(p, vn->id) && (p->strip < 0 || !ag_list_empty(&p->orders)) &&
+		    !ag_proc_dead(p))
+			return false;
+	return !ag_slots_busy(vn->ag, vn->id, 0, 0);
+}
+
 static void order_end(struct order *o)
 {
 	struct ag_task *t = o->task;

@@ -88,6 +88,8 @@ void ag_task_lock(struct ag_task *t, ag_step next);
 void ag_task_unlock(struct ag_task *t);
 /* Have every program that maps the vnode strip it; next with t->stripped. */
 void ag_task_strip(struct ag_task *t, ag_step next);
+/* No program that maps the vnode owes an answer, and no slot names it. */
+bool ag_vn_quiet(struct ag_vnode *vn);
 /* Punch t->run and resize in a worker (at once, if there is nothing to do); next with t->err. */
 void ag_task_work(struct ag_task *t, ag_step next);
 /* More pages to punch. */

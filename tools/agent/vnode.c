@@ -163,6 +163,7 @@ static struct ag_vnode *vn_alloc(struct ag *ag)
 	ag_list_init(&vn->kick);
 	ag_list_init(&vn->starve);
 	ag_list_init(&vn->soon);
+	ag_list_init(&vn->unstripped);
 	ag_list_init(&vn->uses);
 	ag_list_init(&vn->reqs);
 	ag_list_init(&vn->ops);
@@ -460,7 +461,8 @@ static bool forgettable(struct ag_vnode *vn)
 	 */
 	if (!ag_list_empty(&vn->uses) || ag_vn_busy(vn) || !ag_list_empty(&vn->reqs) ||
 	    !ag_list_empty(&vn->ops) || !ag_list_empty(&vn->fetches) || vn->asking || vn->nlate ||
-	    vn->gate || !ag_list_empty(&vn->gate_waits) || ag_vn_unclean(vn) || ag_vn_mapped(vn))
+	    vn->gate || !ag_list_empty(&vn->gate_waits) || !ag_list_empty(&vn->unstripped) ||
+	    ag_vn_unclean(vn) || ag_vn_mapped(vn))
 		return false;
 	ag_vn_unpromise(vn);
 	return !ag_vn_ndirty(vn);

@@ -24,7 +24,7 @@ struct ag_vnode {
 	uint32_t
 	    key; /* that it was last opened or read under; asks for what nobody in particular wants */
 	struct ag_list by_fid, by_server, by_use /* ag->unused */, kick, starve /* ag->starved */,
-	    soon /* ag->soon */;
+	    soon /* ag->soon */, unstripped /* srv->unstripped */;
 
 	int data_fd, state_fd;
 	struct rf_vnode *st;
