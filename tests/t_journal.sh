@@ -10,7 +10,9 @@
 . "$(dirname "$0")/lib.sh"
 
 LEN=65536
+LARGE=33554432
 for f in store longer lost append cut twice none long crash cutoff; do head -c $LEN /dev/zero | tr '\0' a >"$T/vol/$f"; done
+head -c $LARGE /dev/zero | tr '\0' a >"$T/vol/large"
 : >"$T/vol/many"
 : >"$T/vol/ids"
 start_server --lease 60 # answers are held back for as long as a slow machine takes
@@ -120,6 +122,20 @@ stripper() {
 }
 here page-that-cannot-be-stripped-shows-nothing-old-after-a-crash unstripped crash replace_agent
 here page-that-cannot-be-stripped-shows-nothing-old-after-a-cut unstripped cutoff want relay ok cut
+
+# The connection ends right behind an answer with a promise, and while the cache is still being made to
+# fit that answer: the promise is void by then.
+void() {
+	local n
+	anew && on A cat "$T/vol/large" >"$T/seen" && want a ok open 8 "$T/vol/large" rw &&
+		want b ok open 8 "$T/vol/large" rw && n=$(counter A break) || return
+	printf b >>"$T/vol/large"
+	broken() { [ "$(counter A break)" -gt "$n" ]; }
+	eventually 10 broken || { echo "the server does not tell of the change"; return 1; }
+	want relay ok last && want a $((LARGE + 1)) size 8 && want a ok open 10 "$T/vol/many" rw &&
+		want b ok truncate 8 5 && want a 5 size 8
+}
+here promise-of-a-lost-connection-is-void void
 
 append() {
 	local w

@@ -7,6 +7,7 @@
  *	hold	what the server says stays here, on connections that are made meanwhile, too
  *	pass	it goes on
  *	cut	all connections end, and what is held back is lost
+ *	last	the connection on which the server says something next ends right behind that
  *
  * What the host says always goes through: so the server has done what it was asked, and the host
  * has not heard of it.
@@ -27,7 +28,7 @@ enum { N = 64, BUF = 1 << 16 };
 static struct {
 	int host, server; /* -1: free */
 } pair[N];
-static bool held;
+static bool held, last;
 
 static void fail(const char *what)
 {
@@ -89,6 +90,14 @@ static bool pump(int from, int to)
 	return n > 0;
 }
 
+static bool answer(int i)
+{
+	const bool more = !last;
+
+	last = false;
+	return pump(pair[i].server, pair[i].host) && more;
+}
+
 static void obey(void)
 {
 	char line[64];
@@ -99,6 +108,8 @@ static void obey(void)
 		for (int i = 0; i < N; i++)
 			if (pair[i].host >= 0)
 				drop(i);
+	} else if (!strcmp(line, "last\n")) {
+		last = true;
 	} else {
 		held = !strcmp(line, "hold\n");
 	}
@@ -133,7 +144,7 @@ int main(int argc, char **argv)
 			fail("poll");
 		for (int i = 0; i < N; i++)
 			if ((p[2 + 2 * i].revents && !pump(pair[i].host, pair[i].server)) ||
-			    (p[3 + 2 * i].revents && !pump(pair[i].server, pair[i].host)))
+			    (p[3 + 2 * i].revents && !answer(i)))
 				drop(i);
 		if (p[1].revents)
 			take(listener, argv[2]);

@@ -311,7 +311,10 @@ static void reval_worked(struct ag_task *t)
 	}
 	ag_task_unlock(t);
 	vn->target = t->st.dv;
-	vn->target_until = t->st.promise_ms ? t->sent_at + t->st.promise_ms * AG_MS : 0;
+	/* The promise may be void by now, and the next HELLO be out; the version is as good as any. */
+	vn->target_until = t->st.promise_ms && t->mass == vn->vol->srv->mass
+			       ? t->sent_at + t->st.promise_ms * AG_MS
+			       : 0;
 	if (t->data)
 		ag_fetch_fill(vn, t->page, t->data, t->len, t->st.size);
 	ag_fetch_merged(vn);

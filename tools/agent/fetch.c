@@ -72,6 +72,7 @@ struct ag_task *ag_fetch_revalidate(struct ag_vnode *vn, const rf_status *st,
 	t->st = *st;
 	t->have_st = true;
 	t->sent_at = c->sent_at;
+	t->mass = vn->vol->srv->mass;
 	ag_task_post_front(t);
 	return t;
 }
