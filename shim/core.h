@@ -100,6 +100,9 @@ size_t page_copy(void *dst, const void *src, size_t n);
 size_t page_copy_user(struct ctx *c, void *dst, const void *src, size_t n);
 /* Set by the handler when a page_copy of this thread stopped at a mapping, and not at an alias. */
 extern __thread bool page_copy_efault __attribute__((visibility("hidden")));
+/* This thread copies in a slot, between memory of ours: the handler does not ask the table, which somebody
+ * may be changing who waits for the slot. */
+extern __thread bool page_copy_slot __attribute__((visibility("hidden")));
 
 /* ---- mappings (map.c): what mmap and friends do for managed descriptors ---- */
 

@@ -131,12 +131,6 @@ static void touch(struct ctx *c, struct map_local *l, const struct rf_vnode *st)
 		rf_syscall(SYS_write, c->poke, &one, sizeof(one));
 }
 
-static void zap(uintptr_t a, uint64_t len)
-{
-	if (rf_syscall(SYS_madvise, a, len, MADV_DONTNEED) == -EINVAL)
-		rf_syscall(SYS_madvise, a, len, MADV_DONTNEED_LOCKED);
-}
-
 /* First store to a page of a private mapping: from now on it is the program's own. */
 static int private_store(struct ctx *c, const struct map_entry *e, uintptr_t a, uint64_t page)
 {
@@ -284,7 +278,7 @@ int fault_resolve(struct ctx *c, uintptr_t addr, bool write, bool present, sys_m
 			touch(c, e.l, st); /* again: it may have been stripped in between */
 		if (!r && !vnode_valid(c, vn) && (e.flags & RF_MAP_SHARED)) {
 			/* The lease ran out while we mapped: the stripper may be past this. */
-			zap(a, n * RF_PAGE_SIZE);
+			sys_zap(a, n * RF_PAGE_SIZE);
 			r = -ESTALE;
 		}
 	leave:
@@ -468,8 +462,9 @@ static bool fix_copy(struct ctx *c, siginfo_t *si, ucontext_t *uc, bool mapping)
 	if (at < (uintptr_t)page_copy_insn || at >= (uintptr_t)page_copy_end)
 		return false;
 	/* Memory of the program, to or from which it copies: resolved as any other. */
-	if (!mapping && (a != (src & ~(RF_PAGE_SIZE - 1)) ||
-			 (map_hits(c, si->si_addr, 1) && map_find(c, a, &e, &seq))))
+	if (!mapping &&
+	    (a != (src & ~(RF_PAGE_SIZE - 1)) ||
+	     (!page_copy_slot && map_hits(c, si->si_addr, 1) && map_find(c, a, &e, &seq))))
 		return false;
 	page_copy_efault = mapping;
 	*ip = (__typeof__(*ip))(uintptr_t)page_copy_end;

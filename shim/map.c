@@ -199,7 +199,7 @@ static struct map_local *local_take(struct ctx *c, struct file *f, uint64_t pgof
 		atomic_store(&l->next_page, UINT64_MAX);
 		atomic_store(&l->window, 1);
 		atomic_store(&l->touched, 0);
-		l->until = 0;
+		l->until = l->stripped = 0;
 		atomic_store(&l->refs, 1);
 		*index = i;
 		return l;
@@ -286,23 +286,23 @@ static uint64_t round_up(uint64_t n)
 	return (n + RF_PAGE_SIZE - 1) & ~(RF_PAGE_SIZE - 1);
 }
 
-/* Protect every page that is not the program's own copy: stores must come through the handler. */
-static int protect_private(struct ctx *c, const struct map_entry *e)
+/*
+ * No page but the program's own copies stays mapped: it may be old, or become so while nobody knows of
+ * it, and stores must come through the handler.
+ */
+static void zap_private(const struct map_entry *e)
 {
 	uint64_t n = (e->end - e->start) >> RF_PAGE_SHIFT, i = 0, j;
-	int r = 0;
 
-	while (i < n && !r) {
+	while (i < n) {
 		for (; i < n && map_copied(e->l, e->pgoff + i); i++)
 			;
 		for (j = i; j < n && !map_copied(e->l, e->pgoff + j); j++)
 			;
 		if (j > i)
-			r = rf_uffd_wp(c->uffd, e->start + i * RF_PAGE_SIZE, (j - i) * RF_PAGE_SIZE,
-				       1);
+			sys_zap(e->start + i * RF_PAGE_SIZE, (j - i) * RF_PAGE_SIZE);
 		i = j;
 	}
-	return r;
 }
 
 /* Map, register, protect; in no table yet.  The address or -errno. */
@@ -511,15 +511,19 @@ void *map_mremap(struct ctx *c, void *addr, size_t old_len, size_t new_len, int 
 				     &moved.local);
 		if (!moved.l)
 			goto out;
-		for (uint64_t k = 0; k < (hi - lo) >> RF_PAGE_SHIFT; k++)
-			if (map_copied(e.l, moved.pgoff + k))
-				atomic_fetch_or(&moved.l->copied[k / 64], UINT64_C(1) << k % 64);
 	} else {
 		atomic_fetch_add(&e.l->refs, 1);
 	}
 
 	change_begin(c);
 	strip_quiesce(c);
+	if (moved.l != e.l) {
+		/* Who sets one of the bits right now does so in a slot, and looks at the table first. */
+		slot_quiesce(c, e.vnode);
+		for (uint64_t k = 0; k < (hi - lo) >> RF_PAGE_SHIFT; k++)
+			if (map_copied(e.l, moved.pgoff + k))
+				atomic_fetch_or(&moved.l->copied[k / 64], UINT64_C(1) << k % 64);
+	}
 	p = (void *)rf_syscall(SYS_mremap, addr, old_len, new_len, flags, to);
 	if (sys_err(p)) {
 		struct file *f = local_drop(moved.l);
@@ -532,11 +536,10 @@ void *map_mremap(struct ctx *c, void *addr, size_t old_len, size_t new_len, int 
 	moved.end = moved.start + nlen;
 	r = rf_uffd_register(c->uffd, moved.start, nlen, RF_UFFD_MODES);
 	if (!r && (e.flags & RF_MAP_SHARED)) {
-		if (rf_syscall(SYS_madvise, moved.start, nlen, MADV_DONTNEED) == -EINVAL)
-			rf_syscall(SYS_madvise, moved.start, nlen, MADV_DONTNEED_LOCKED);
+		sys_zap(moved.start, nlen);
 		rf_syscall(SYS_madvise, moved.start, nlen, MADV_DONTFORK);
 	} else if (!r) {
-		r = protect_private(c, &moved);
+		zap_private(&moved);
 	}
 	cut(c, lo, hi, &puts);
 	pin_move(c, lo, hi, moved.start);
@@ -799,7 +802,7 @@ int map_fork_child(struct ctx *c)
 		} else {
 			r = rf_uffd_register(c->uffd, e->start, e->end - e->start, RF_UFFD_MODES);
 			if (!r)
-				r = protect_private(c, e);
+				zap_private(e);
 		}
 		if (r) {
 			err = r;

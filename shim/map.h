@@ -25,7 +25,8 @@ struct map_local {
 	_Atomic uint64_t *copied;
 	/* PTEs may have been made since it was last stripped; set before they are, see strip.c */
 	_Atomic uint32_t touched;
-	uint64_t until; /* stripper's: the end of the last promise that it saw */
+	uint64_t until;    /* stripper's: the end of the last promise that it saw */
+	uint64_t stripped; /* stripper's: which look at the leases stripped it last */
 	/* fault-around: where the next fault of a sequential reader would be, and how much to map
 	 */
 	_Atomic uint64_t next_page;
@@ -46,7 +47,7 @@ bool map_find(struct ctx *c, uintptr_t addr, struct map_entry *e, uint32_t *seq)
 int map_try(struct ctx *c, uint32_t i, struct map_entry *e, uint32_t *seq);
 static inline bool map_moved(const struct ctx *c, uint32_t seq)
 {
-	return atomic_load_explicit(&c->proc->map_seq, memory_order_acquire) != seq;
+	return atomic_load(&c->proc->map_seq) != seq;
 }
 static inline bool map_copied(const struct map_local *l, uint64_t page)
 {

@@ -76,6 +76,7 @@ int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t key, u
 {
 	rf_word *word = vnode_word(vn, page);
 	const char *alias = atomic_load(&vn->alias);
+	size_t left;
 
 	/*
 	 * One look does for all of the slot's life: frozen is set in the exclusive side, which has
@@ -102,8 +103,11 @@ int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t key, u
 		t = twin_get(c);
 		if (t < 0)
 			return t;
-		if (page_copy(rf_twin(c->twins, c->ntwins, (uint32_t)t),
-			      alias + page * RF_PAGE_SIZE, RF_PAGE_SIZE)) {
+		page_copy_slot = true;
+		left = page_copy(rf_twin(c->twins, c->ntwins, (uint32_t)t),
+				 alias + page * RF_PAGE_SIZE, RF_PAGE_SIZE);
+		page_copy_slot = false;
+		if (left) {
 			/* A hole under an UPTODATE word: being dropped, or somebody punched the
 			 * cache. */
 			twin_put(c, (uint32_t)t);
@@ -191,7 +195,7 @@ void page_mark_written(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t 
 	atomic_fetch_or_explicit(&c->twins->owner[t], RF_TWIN_MARKED, memory_order_release);
 }
 
-__thread bool page_copy_efault;
+__thread bool page_copy_efault, page_copy_slot;
 
 size_t page_copy_user(struct ctx *c, void *dst, const void *src, size_t n)
 {

@@ -48,12 +48,6 @@ struct stripper {
 
 /* ---- stripping ---- */
 
-static void zap(uintptr_t start, uint64_t len)
-{
-	if (rf_syscall(SYS_madvise, start, len, MADV_DONTNEED) == -EINVAL)
-		rf_syscall(SYS_madvise, start, len, MADV_DONTNEED_LOCKED);
-}
-
 /* Strip what of [start, start + len) is still registered; halve around what is not. */
 static void strip_range(const struct stripper *s, uintptr_t start, uint64_t len)
 {
@@ -63,7 +57,7 @@ static void strip_range(const struct stripper *s, uintptr_t start, uint64_t len)
 		r = rf_uffd_wp(s->uffd, start, len, 1);
 	while (r == -EAGAIN);
 	if (r == 0) {
-		zap(start, len);
+		sys_zap(start, len);
 	} else if (len > RF_PAGE_SIZE) {
 		uint64_t half = (len / 2 + RF_PAGE_SIZE - 1) & ~(RF_PAGE_SIZE - 1);
 		strip_range(s, start, half);
@@ -189,7 +183,11 @@ static void walk(const struct stripper *s, visit_fn visit, void *arg)
 		atomic_store(&c->strip_busy, 1);
 		atomic_thread_fence(memory_order_seq_cst);
 		hit = map_try(c, i, &e, &seq);
-		if (hit > 0 && e.start >= at) {
+		if (hit > 0 && e.end > at) {
+			if (e.start < at) { /* pieces became one: up to there it is done */
+				e.pgoff += (at - e.start) >> RF_PAGE_SHIFT;
+				e.start = at;
+			}
 			visit(s, &e, arg);
 			at = e.end;
 		}
@@ -229,22 +227,27 @@ struct lease {
 static void visit_lease(const struct stripper *s, const struct map_entry *e, void *arg)
 {
 	struct lease *l = arg;
-	uint64_t until;
+	struct map_local *m = e->l;
+	const uint64_t until = atomic_load(&atomic_load(&m->vn->st)->cb_expires_at);
+	const bool holds = until > l->now;
 
-	if (!atomic_load(&e->l->touched))
-		return;
-	until = atomic_load(&atomic_load(&e->l->vn->st)->cb_expires_at);
-	if (until > l->now) {
-		e->l->until = until;
-		l->next = until < l->next ? until : l->next;
-		return;
+	/* Pieces of one mapping share `touched`: what is true of the first goes for all of them. */
+	if (m->stripped != l->now) {
+		if (!atomic_load(&m->touched))
+			return;
+		if (holds) {
+			m->until = until;
+			l->next = until < l->next ? until : l->next;
+			return;
+		}
+		/* Cleared first: who maps after this sees that the promise is over, and zaps. */
+		atomic_store(&m->touched, 0);
+		m->stripped = l->now;
 	}
-	/* Cleared first: who maps after this sees that the promise is over, and zaps. */
-	atomic_store(&e->l->touched, 0);
 	/* Taken back: what is pinned may stay for as long as the server waits for us. */
-	if (strip_entry(s, e, !until && e->l->until > l->now)) {
-		atomic_store(&e->l->touched, 1);
-		l->next = e->l->until < l->next ? e->l->until : l->next;
+	if (strip_entry(s, e, (!until || holds) && m->until > l->now)) {
+		atomic_store(&m->touched, 1);
+		l->next = m->until < l->next ? m->until : l->next;
 	}
 	count(s->c, RF_R_STRIP_DONE);
 }

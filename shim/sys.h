@@ -82,6 +82,13 @@ static inline void *sys_reserve(size_t n, int prot, int flags, int fd)
 	return (void *)r;
 }
 
+/* No PTE is left of whole pages, locked or not; the program's own copies in private mappings go, too. */
+static inline void sys_zap(uintptr_t a, uint64_t len)
+{
+	if (rf_syscall(SYS_madvise, a, len, MADV_DONTNEED) == -EINVAL)
+		rf_syscall(SYS_madvise, a, len, MADV_DONTNEED_LOCKED);
+}
+
 /*
  * A mutex that a signal handler may take: all signals (but SIGBUS) are blocked while it is held,
  * and nobody holds it across a request to the agent or touches managed memory under it.

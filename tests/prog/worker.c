@@ -24,7 +24,7 @@
  *	unmap M | msync M [async] | load M OFF LEN | store M OFF HEX | fill M OFF LEN BYTE
  *	all M OFF LEN		the one byte that OFF..LEN is made of, or "mixed at OFFSET: BYTE"
  *	spin M OFF BYTE		load until it is BYTE
- *	mremap M LEN		may move | mprotect M r|rw | dontneed M
+ *	mremap M LEN		may move | mprotect M r|rw [OFF LEN] | dontneed M
  *	die M OFF		a child without handler loads; says which signal ended it
  *	fork COMMAND...		a child of this very process obeys it, answers, and is gone
  *	pid | exit
@@ -412,7 +412,9 @@ static void obey_map(const char *cmd, int m, char *rest)
 		}
 		say_ok(p == MAP_FAILED ? -1 : 0);
 	} else if (strcmp(cmd, "mprotect") == 0) {
-		say_ok(mprotect(maps[m].p, maps[m].len,
+		b = (long long)maps[m].len;
+		sscanf(rest, "%*s %lld %lld", &a, &b);
+		say_ok(mprotect(maps[m].p + a, (size_t)b,
 				strchr(rest, 'w') ? PROT_READ | PROT_WRITE : PROT_READ));
 	} else if (strcmp(cmd, "dontneed") == 0) {
 		say_ok(madvise(maps[m].p, maps[m].len, MADV_DONTNEED));
