@@ -16,7 +16,7 @@ if ! export_on ext4; then
 	exit 0
 fi
 # Page k of each file is made of the letter k: a, b, c ...
-for f in moved held lost killed dead source copy one two silent still other; do
+for f in moved held lost killed dead source copy one two first second silent still other; do
 	for k in a b c d e f g h; do head -c $P /dev/zero | tr '\0' $k; done >"$T/vol/$f"
 done
 : >"$T/vol/many"
@@ -166,6 +166,29 @@ crosswise() {
 	done
 }
 here two-hosts-crosswise crosswise
+
+# Who needs two files is not overtaken for ever by those who need one of them: what comes after a copy
+# waits for it, though one of its files is free.
+asked() { # asked NAME: the agent has its request
+	eventually 10 grep -q futex "/proc/${WPID[$1]}/wchan" && status A >/dev/null || { echo "$1 does not ask"; return 1; }
+}
+turns() {
+	local w
+	worker a3 A
+	worker a4 A
+	for w in a a2 a3 a4; do
+		want $w ok open 13 "$T/vol/first" rw && want $w ok open 14 "$T/vol/second" rw || return
+	done
+	hold && tell a truncate 13 $((4 * P)) && becomes first frozen && tell a2 copy 14 13 0 $((4 * P)) $((8 * P)) &&
+		asked a2 && tell a3 truncate 13 0 && asked a3 && tell a4 truncate 14 $P && asked a4 || return
+	! vnode_is second '\(frozen\|gated\)' || { echo "what came later is served before"; return 1; }
+	pass
+	for w in a a2 a3 a4; do answered $w ok || return; done
+	# All of them come to an end.
+	want a 0 size 13 && want a $P size 14
+}
+here two-files-in-turn turns
+dismiss a3 a4
 
 # Another agent on host A, with these in its environment.
 anew() {

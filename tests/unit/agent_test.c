@@ -1020,7 +1020,7 @@ Test(agent_journal, a_copy_knows_its_source)
 	struct ag_vnode *vn = fresh();
 	struct ag_op *op = remap_new(vn);
 
-	op->hold = ag_hold_new(vn, NULL);
+	op->hold = ag_hold_new(vn, NULL, 1);
 	ag_op_arm(op);
 	memset(op->change.data + 5, 'x', 3);
 	vn = crash(vn);
@@ -1155,22 +1155,27 @@ Test(agent_hold, both_gates_or_none)
 
 	b->ag = a->ag;
 	b->id = 3;
-	h = ag_hold_new(a, a);
+	h = ag_hold_new(a, a, 1);
 	cr_assert(h && h->vn[0] == a && !h->vn[1] && a->gate == h, "the same file twice is once");
-	cr_assert_null(ag_hold_new(b, a));
+	cr_assert_null(ag_hold_new(b, a, 1));
 	cr_assert_null(b->gate, "nobody holds one and waits for the other");
 	ag_list_add(&a->gate_waits, &w.link);
 	cr_assert(ag_list_empty(&b->kick));
 	ag_hold_end(h);
 	cr_assert(!a->gate && !ag_list_empty(&b->kick), "who waits for it is looked at");
-	h = ag_hold_new(a, b);
+	h = ag_hold_new(a, b, 1);
 	cr_assert(h && h->vn[0] == b && h->vn[1] == a, "the smaller id first");
 	ag_hold_keep(h, a);
 	cr_assert(!b->gate && a->gate == h);
-	g = ag_hold_new(b, NULL);
+	g = ag_hold_new(b, NULL, 1);
 	cr_assert(g);
 	ag_hold_end(h);
 	ag_hold_end(g);
+	w.born = 5;
+	cr_assert(!ag_hold_new(a, NULL, 6) && !ag_hold_new(b, a, 6), "it came later");
+	h = ag_hold_new(a, b, 5);
+	cr_assert(h, "nobody is in its own way");
+	ag_hold_end(h);
 }
 
 static int refuse(struct ag_hold *h, struct ag_task *t)
@@ -1188,7 +1193,7 @@ Test(agent_hold, frozen_both_or_none)
 	b->st = aligned_alloc(4096, 2 * RF_VNODE_HDR);
 	memset(b->st, 0, 2 * RF_VNODE_HDR);
 	b->word = rf_vnode_words(b->st);
-	h = ag_hold_new(b, a);
+	h = ag_hold_new(b, a, 1);
 	ag_hold_freeze(h, true, refuse);
 	cr_assert(ag_list_empty(&b->tasks), "one invalidate_lock at a time");
 	ag_tasks_run(a);

@@ -33,13 +33,23 @@
 
 /* ---- gates ---- */
 
-struct ag_hold *ag_hold_new(struct ag_vnode *vn, struct ag_vnode *other)
+bool ag_gate_free(const struct ag_vnode *vn, uint64_t born)
+{
+	struct ag_gate_wait *w;
+
+	ag_for_each (w, &vn->gate_waits, link)
+		if (w->born && w->born < born)
+			return false;
+	return !vn->gate;
+}
+
+struct ag_hold *ag_hold_new(struct ag_vnode *vn, struct ag_vnode *other, uint64_t born)
 {
 	struct ag_hold *h;
 
 	if (other == vn)
 		other = NULL;
-	if (vn->gate || (other && other->gate))
+	if (!ag_gate_free(vn, born) || (other && !ag_gate_free(other, born)))
 		return NULL;
 	h = ag_alloc(sizeof(*h));
 	h->since = ag_now();

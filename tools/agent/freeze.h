@@ -27,14 +27,20 @@ struct ag_hold {
 	bool under_way, over;    /* a task is about it; it is to be freed with that task */
 };
 
-/* Waits for the gate of a vnode on behalf of another one. */
+/*
+ * Who needs two gates waits for each like this.  In line: who came later gets neither of them before,
+ * else those who need but one would always find it free first.
+ */
 struct ag_gate_wait {
 	struct ag_list link; /* vn->gate_waits */
 	struct ag_vnode *vn; /* kicked when something happens to the gate */
+	uint64_t born;       /* in line since; 0: not */
 };
 
+/* For who has waited since born. */
+bool ag_gate_free(const struct ag_vnode *vn, uint64_t born);
 /* Both gates (other may be NULL, or the same).  NULL: one of them is not free. */
-struct ag_hold *ag_hold_new(struct ag_vnode *vn, struct ag_vnode *other);
+struct ag_hold *ag_hold_new(struct ag_vnode *vn, struct ag_vnode *other, uint64_t born);
 /* Opens what is still held, thaws it, frees. */
 void ag_hold_end(struct ag_hold *h);
 /* Let go of all but vn. */

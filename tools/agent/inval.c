@@ -248,7 +248,7 @@ static int flushed(struct ag_req *req)
 		return 0;
 	}
 	if (!req->hold) {
-		req->hold = ag_hold_new(vn, NULL);
+		req->hold = ag_hold_new(vn, NULL, req->born);
 		if (!req->hold)
 			return 0; /* who opens it looks at us */
 		req->hold->tell = vn;

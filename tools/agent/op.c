@@ -777,7 +777,7 @@ static void adopt(struct ag_vnode *vn, struct ag_slot *s)
 	if (!op->applied) {
 		vn->unapplied++;
 		if (op->program)
-			op->hold = ag_hold_new(vn, NULL);
+			op->hold = ag_hold_new(vn, NULL, 0);
 		unsure(op);
 	}
 	if (s->rejected) {

@@ -741,7 +741,7 @@ static int serve_append(struct ag_req *req)
 		ag_req_finish(req, r, 0);
 		return 1;
 	}
-	if (!r || vn->gate || vn->unapplied)
+	if (!r || !ag_gate_free(vn, req->born) || vn->unapplied)
 		return 0;
 	if (vn->size > vn->ssize) {
 		/* It goes to the end of the file as programs here see it. */
@@ -751,7 +751,7 @@ static int serve_append(struct ag_req *req)
 	op = ag_req_op_new(req, RF_APPEND);
 	if (!op)
 		return 0;
-	op->hold = ag_hold_new(vn, NULL);
+	op->hold = ag_hold_new(vn, NULL, req->born);
 	op->durable = req->q.arg[0] & RF_FLUSH_DURABLE;
 	memcpy(op->change.data, req->data, req->len);
 	op->change.len = req->len;

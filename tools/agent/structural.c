@@ -55,9 +55,9 @@ struct span {
 
 struct ag_structural {
 	struct ag_req *req;
-	struct ag_list slow;       /* ag->slow_changes, until again_at */
-	struct ag_gate_wait other; /* for the source's gate, if that is another file */
-	struct ag_vnode *src;      /* of a REMAP, maybe the file itself; else NULL */
+	struct ag_list slow;         /* ag->slow_changes, until again_at */
+	struct ag_vnode *src;        /* of a REMAP, maybe the file itself; else NULL */
+	struct ag_gate_wait wait[2]; /* for both gates, if it is another file */
 	enum stage stage;
 	struct ag_hold *hold; /* from DRAIN on; then the change has it */
 	uint64_t again_at;
@@ -139,13 +139,32 @@ void ag_structural_new(struct ag_req *req)
 
 	c->req = req;
 	ag_list_init(&c->slow);
-	ag_list_init(&c->other.link);
-	c->other.vn = req->vn;
-	if (req->q.op == RF_OP_REMAP) {
-		c->src = ag_vn_get(req->ag, remap_src(&req->q));
-		if (c->src != req->vn) /* which keeps it, too */
-			ag_list_add(&c->src->gate_waits, &c->other.link);
+	for (unsigned i = 0; i < 2; i++) {
+		ag_list_init(&c->wait[i].link);
+		c->wait[i].vn = req->vn;
 	}
+	if (req->q.op == RF_OP_REMAP)
+		c->src = ag_vn_get(req->ag, remap_src(&req->q));
+	if (c->src && c->src != req->vn) { /* this keeps the source, too */
+		ag_list_add(&req->vn->gate_waits, &c->wait[0].link);
+		ag_list_add(&c->src->gate_waits, &c->wait[1].link);
+	}
+}
+
+static void get_in_line(struct ag_structural *c)
+{
+	c->wait[0].born = c->wait[1].born = c->req->born;
+}
+
+static void leave_line(struct ag_structural *c)
+{
+	if (!c->wait[0].born)
+		return;
+	c->wait[0].born = c->wait[1].born = 0;
+	if (c->hold) /* who opens it looks at the others */
+		return;
+	ag_gate_wake(c->req->vn);
+	ag_gate_wake(c->src);
 }
 
 /* Its flushes go on for nobody, the file is everybody's. */
@@ -167,8 +186,10 @@ void ag_structural_free(struct ag_req *req)
 	struct ag_structural *c = req->change;
 
 	let_go(c);
+	leave_line(c);
 	ag_list_del(&c->slow);
-	ag_list_del(&c->other.link);
+	for (unsigned i = 0; i < 2; i++)
+		ag_list_del(&c->wait[i].link);
 	free(c);
 	req->change = NULL;
 }
@@ -459,6 +480,7 @@ static void take_gate(struct ag_structural *c)
 	int r = c->pinned_at ? pins(c) : 0;
 
 	if (r == -EAGAIN) {
+		leave_line(c);
 		look_again(c, PIN_LOOK);
 		return;
 	}
@@ -466,9 +488,12 @@ static void take_gate(struct ag_structural *c)
 		ag_req_finish(req, r, 0);
 		return;
 	}
-	c->hold = ag_hold_new(req->vn, c->src);
-	if (!c->hold)
+	c->hold = ag_hold_new(req->vn, c->src, req->born);
+	if (!c->hold) {
+		get_in_line(c);
 		return; /* who opens it looks at us */
+	}
+	leave_line(c);
 	c->hold->tell = req->vn;
 	c->hold->arg = c;
 	c->flushes = 0;
