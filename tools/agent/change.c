@@ -294,7 +294,8 @@ static void reval_worked(struct ag_task *t)
 	ag_all_gone(t);
 	ag_vn_status(vn, &t->st);
 	if (failed) {
-		ag_task_end(t); /* no version: the next request tries again */
+		ag_fetch_failed(vn, t->err); /* who asks next tries again */
+		ag_task_end(t);
 		return;
 	}
 	vn->nmerge = 0;

@@ -270,6 +270,24 @@ static bool another_key(struct ag_vnode *vn, uint32_t key)
 	return keys != 0;
 }
 
+/* Breaks wait for what will not come. */
+static void never_valid(struct ag_vnode *vn, const char *why)
+{
+	if (!vn->want_valid)
+		return;
+	ag_log("%s: a break is acknowledged without having merged: %s", vn->path, why);
+	vn->want_valid = false;
+	vn->refused = 0;
+	ag_brk_acks(vn);
+}
+
+void ag_fetch_failed(struct ag_vnode *vn, int err)
+{
+	ag_log("%s: it cannot be held on this host: %s", vn->path, strerror(-err));
+	ag_reqs_fail(vn, AG_KEY_ANY, 0, UINT64_MAX, err);
+	never_valid(vn, "it cannot be held");
+}
+
 /* The server does not give [first, end); all of the file if it was to be merged. */
 static void refused(struct ag_call *c, uint64_t first, uint64_t end, int err)
 {
@@ -287,15 +305,8 @@ static void refused(struct ag_call *c, uint64_t first, uint64_t end, int err)
 		vn->epoch++;
 	}
 	ag_reqs_fail(vn, c->key, first, end, -err);
-	if (vn->want_valid && !(about_identity(err) && another_key(vn, c->key))) {
-		ag_log(
-		    "%s: a break is acknowledged without having merged: the server does not give "
-		    "the file",
-		    vn->path);
-		vn->want_valid = false;
-		vn->refused = 0;
-		ag_brk_acks(vn);
-	}
+	if (vn->want_valid && !(about_identity(err) && another_key(vn, c->key)))
+		never_valid(vn, "the server does not give the file");
 }
 
 static bool on_status(struct ag_call *c, struct rf_msg *m, void *payload, size_t len)

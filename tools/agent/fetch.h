@@ -35,6 +35,9 @@ int ag_fetch_judge(struct ag_vnode *vn, const rf_status *st, const struct ag_cal
 struct ag_task *ag_fetch_revalidate(struct ag_vnode *vn, const rf_status *st,
 				    const struct ag_call *c);
 
+/* The server's version cannot be held here: who waits for it is told. */
+void ag_fetch_failed(struct ag_vnode *vn, int err);
+
 /* Content of the cached version from `page` on, of a file of that size: fill, and merge. */
 void ag_fetch_fill(struct ag_vnode *vn, uint64_t page, const void *data, size_t len, uint64_t size);
 

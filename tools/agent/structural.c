@@ -257,14 +257,18 @@ static uint64_t remap_len(const struct ag_structural *c)
 	return len ? ag_min(len, left) : left;
 }
 
-/* The file would be longer than any that is held here. */
-static bool too_long(const struct ag_structural *c)
+/* How long the file is to be, if it becomes longer. */
+static uint64_t size_wanted(const struct ag_structural *c)
 {
-	const struct rf_req *q = &c->req->q;
+	const uint64_t *a = c->req->q.arg;
 
-	if (q->op == RF_OP_FALLOC && (q->arg[0] & FALLOC_FL_INSERT_RANGE))
-		return c->req->vn->size + q->arg[2] > AG_SIZE_MAX;
-	return c->src && q->arg[2] + remap_len(c) > AG_SIZE_MAX;
+	if (c->req->q.op == RF_OP_SETSIZE)
+		return a[0];
+	if (c->src)
+		return remap_kind(&c->req->q) == RF_KIND_DEDUPE ? 0 : a[2] + remap_len(c);
+	if (a[0] & FALLOC_FL_INSERT_RANGE)
+		return c->req->vn->size + a[2];
+	return a[0] & (FALLOC_FL_KEEP_SIZE | FALLOC_FL_COLLAPSE_RANGE) ? 0 : a[1] + a[2];
 }
 
 static void look_up(struct ag_structural *c)
@@ -508,7 +512,7 @@ static void drain(struct ag_structural *c)
 
 	if (!drained(c))
 		return;
-	if (too_long(c)) {
+	if (!ag_vn_fits(req->vn, size_wanted(c))) {
 		ag_req_finish(req, -EFBIG, 0);
 		return;
 	}

@@ -92,6 +92,23 @@ static int map_data(struct ag_vnode *vn, uint64_t pages)
 	return 0;
 }
 
+bool ag_vn_fits(const struct ag_vnode *vn, uint64_t size)
+{
+	const uint64_t n = RF_PAGES(size), cap = words_for(n);
+	const size_t len = (cap << RF_PAGE_SHIFT) + RF_VNODE_HDR + cap * 8;
+	void *p;
+
+	if (n <= vn->cap)
+		return true;
+	if (size > AG_SIZE_MAX)
+		return false;
+	p = mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (p == MAP_FAILED)
+		return false;
+	munmap(p, len);
+	return true;
+}
+
 int ag_vn_capacity(struct ag_vnode *vn, uint64_t n)
 {
 	uint64_t cap = words_for(n);
@@ -102,17 +119,19 @@ int ag_vn_capacity(struct ag_vnode *vn, uint64_t n)
 		return 0;
 	if (n > RF_PAGES(AG_SIZE_MAX))
 		return -EFBIG;
-	if (ftruncate(vn->state_fd, (off_t)(RF_VNODE_HDR + cap * 8)))
-		return -errno;
-	r = map_data(vn, cap);
-	if (r)
-		return r;
+	/* It grows when all else is done: it never shrinks, and the next agent has to map as much. */
 	p = mmap(NULL, RF_VNODE_HDR + cap * 8, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
 		 vn->state_fd, 0);
-	if (p == MAP_FAILED) {
+	if (p == MAP_FAILED)
+		return -errno;
+	r = map_data(vn, cap);
+	if (!r && ftruncate(vn->state_fd, (off_t)(RF_VNODE_HDR + cap * 8))) {
 		/* The data view is larger than it need be; its length must match cap. */
 		r = -errno;
 		munmap(vn->map + (vn->cap << RF_PAGE_SHIFT), (cap - vn->cap) << RF_PAGE_SHIFT);
+	}
+	if (r) {
+		munmap(p, RF_VNODE_HDR + cap * 8);
 		return r;
 	}
 	if (vn->st)

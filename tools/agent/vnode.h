@@ -145,6 +145,8 @@ static inline bool ag_vn_unclean(const struct ag_vnode *vn)
 /* Write it back; nobody waits. */
 void ag_vn_flush_behind(struct ag_vnode *vn);
 
+/* A file of that size could be held here now, in our address space, too. */
+bool ag_vn_fits(const struct ag_vnode *vn, uint64_t size);
 /* Words for n pages. */
 int ag_vn_capacity(struct ag_vnode *vn, uint64_t n);
 static inline uint64_t ag_vn_pages(const struct ag_vnode *vn)
