@@ -78,10 +78,11 @@ enum rf_op {
 	/* A program of this host is about to remove the file's last name: what is stored in it is
 	 * not to be refused for that. */
 	RF_OP_NAMELESS = 12,
-	/* Take pages [arg0, arg0 + arg1) (arg1 0: all) out of the cache and out of every program, to be
-	 * validated and fetched anew.  arg2: RF_INVAL_*.  ret0: pages that stay, because they are dirty,
-	 * pinned, or hold synchronisation objects.  What is on its way to the server when DISCARD comes
-	 * may still arrive there, and then shows again. */
+	/* Take all pages out of the cache and out of every program, to be validated and fetched anew.
+	 * arg2: RF_INVAL_*.  ret0: pages that stay, because they are dirty, pinned, or hold
+	 * synchronisation objects.  What is on its way to the server when DISCARD comes may still arrive
+	 * there, and then shows again.  arg1 not 0: advice, which only drops what is clean in pages
+	 * [arg0, arg0 + arg1); no arg2. */
 	RF_OP_INVALIDATE = 13,
 	/*
 	 * Clone, dedupe or copy within one volume.  vnode and key: the destination; arg0: rf_remap_arg;

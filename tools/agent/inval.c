@@ -2,10 +2,10 @@
 /*
  * inval.c - bulk invalidation of a file.
  *
- * One task, in the manner of change.c: invalidate_lock; what is clean in the range is taken, in one pass
- * over its words; one punch of each run; the promise is given up, so that whoever touches the file
- * next asks the server, and no answer to a question of before counts.  If all of the file is meant its
- * version is forgotten, too, so that what is dirty and stays is merged with what the server says then.
+ * One task, in the manner of change.c: invalidate_lock; what is clean is taken, in one pass over its
+ * words; one punch of each run; the promise is given up, so that whoever touches the file next asks the
+ * server, and no answer to a question of before counts.  The version is forgotten, too, so that what is
+ * dirty and stays is merged with what the server says then.
  * A page that stays is still in page tables, where no promise would protect it: then the file is
  * stripped.
  *
@@ -17,6 +17,9 @@
  * DISCARD takes dirty pages, too, as an excision does, but nobody is told of an error.  A STORE that
  * is on its way then may still arrive: if it does, its ranges are dropped here once more (op.c), and
  * it shows.  What was extended here and not sent is cut off.
+ *
+ * A range is advice (posix_fadvise): its clean pages go, as they may at any time, and that is all.  No
+ * promise is given up and nothing is stripped, so the rest of the file stays where it is.
  *
  * Each file is a request of its own, which needs that file alone: a volume can be invalidated while
  * its files are opened, closed and flushed by whomever.
@@ -40,20 +43,10 @@
 
 /* ---- the task ---- */
 
-static bool whole(const struct ag_task *t)
-{
-	return !t->page && t->end == UINT64_MAX;
-}
-
-static uint64_t last(const struct ag_task *t)
-{
-	return ag_min(t->end, ag_vn_pages(t->vn));
-}
-
 static void inval_end(struct ag_task *t)
 {
 	struct ag_vnode *vn = t->vn;
-	struct ag_scan s = ag_scan(vn, t->page, last(t));
+	struct ag_scan s = ag_scan(vn, 0, ag_vn_pages(vn));
 	uint64_t page;
 
 	ag_all_gone(t);
@@ -123,22 +116,37 @@ static void inval_locked(struct ag_task *t)
 
 	atomic_fetch_add(&vn->st->read_gen, 1);
 	vn->anew = ag_now();
-	if (whole(t) || vn->target)
-		ag_vn_forget_version(vn);
-	take(t, t->page, last(t));
-	if (t->discard && t->end >= ag_vn_pages(vn) && vn->size > vn->ssize) {
+	ag_vn_forget_version(vn);
+	take(t, 0, ag_vn_pages(vn));
+	if (t->discard && vn->size > vn->ssize) {
 		ag_vn_wind(vn, true);
 		ag_excise(vn, 0, 0);
 	}
 	ag_task_work(t, inval_worked);
 }
 
-static void ag_step_invalidate(struct ag_task *t)
+static void invalidate(struct ag_task *t)
 {
 	ag_vn_unpromise(t->vn);
 	t->vn->epoch++;
 	atomic_thread_fence(memory_order_seq_cst);
 	ag_task_lock(t, inval_locked);
+}
+
+/* ---- advice ---- */
+
+static void dropped(struct ag_task *t)
+{
+	ag_all_gone(t);
+	ag_task_end(t);
+}
+
+static void drop_range(struct ag_task *t)
+{
+	t->err = 0;
+	atomic_fetch_add(&t->vn->st->read_gen, 1);
+	take(t, t->page, ag_min(t->end, ag_vn_pages(t->vn)));
+	ag_task_work(t, dropped);
 }
 
 /* ---- the request ---- */
@@ -154,34 +162,23 @@ static void inval_done(struct ag_task *t)
 	req->ret = t->size;
 }
 
-int ag_inval_check(uint64_t flags)
+int ag_inval_check(uint64_t pages, uint64_t flags)
 {
 	return flags & ~(uint64_t)(RF_INVAL_FLUSH | RF_INVAL_DISCARD) ||
-		       flags == (RF_INVAL_FLUSH | RF_INVAL_DISCARD)
+		       flags == (RF_INVAL_FLUSH | RF_INVAL_DISCARD) || (pages && flags)
 		   ? -EINVAL
 		   : 0;
 }
 
-static uint64_t first_of(const struct ag_req *req)
-{
-	return req->q.arg[1] ? req->q.arg[0] : 0;
-}
-
-static uint64_t end_of(const struct ag_req *req)
-{
-	const uint64_t first = req->q.arg[0], n = req->q.arg[1];
-
-	return n && n < UINT64_MAX - first ? first + n : UINT64_MAX;
-}
-
 static void drop(struct ag_req *req)
 {
-	struct ag_task *t = ag_task_new(req->vn, ag_step_invalidate);
+	const uint64_t first = req->q.arg[0], n = req->q.arg[1];
+	struct ag_task *t = ag_task_new(req->vn, n ? drop_range : invalidate);
 
 	req->asked = true;
 	req->op_seq = req->vn->op_seq;
-	t->page = first_of(req);
-	t->end = end_of(req);
+	t->page = first;
+	t->end = first + ag_min(n, UINT64_MAX - first);
 	t->discard = req->q.arg[2] & RF_INVAL_DISCARD;
 	t->done = inval_done;
 	t->req = req;
@@ -190,10 +187,9 @@ static void drop(struct ag_req *req)
 }
 
 /* Pages that have to be written back, and can become clean. */
-static uint64_t to_flush(const struct ag_req *req)
+static uint64_t to_flush(struct ag_vnode *vn)
 {
-	struct ag_vnode *vn = req->vn;
-	struct ag_scan s = ag_scan(vn, first_of(req), ag_min(end_of(req), ag_vn_pages(vn)));
+	struct ag_scan s = ag_scan(vn, 0, ag_vn_pages(vn));
 	uint64_t page, n = 0;
 
 	while (ag_scan_next(&s, &page)) {
@@ -230,7 +226,7 @@ static int refusal(const struct ag_req *req)
 static int flushed(struct ag_req *req)
 {
 	struct ag_vnode *vn = req->vn;
-	const uint64_t n = to_flush(req);
+	const uint64_t n = to_flush(vn);
 	const char *why;
 	int r = req->err;
 
@@ -262,7 +258,7 @@ static int flushed(struct ag_req *req)
 	}
 	if (!req->flushes++)
 		req->errseq = atomic_load(&vn->st->errseq);
-	ag_req_flush_part(req, vn, req->hold, first_of(req), end_of(req));
+	ag_req_flush_part(req, vn, req->hold, 0, UINT64_MAX);
 	return 0;
 }
 
@@ -374,7 +370,7 @@ int ag_inval_peer(struct ag_peer *p, const void *buf, size_t len)
 	memcpy(&i, buf, sizeof(i));
 	buf = (const char *)buf + sizeof(i);
 	len -= sizeof(i);
-	if (ag_inval_check(i.flags))
+	if (ag_inval_check(0, i.flags))
 		return -EINVAL;
 	return i.files ? by_inode(p, buf, len, i.files, i.flags) : by_name(p, buf, len, i.flags);
 }

@@ -8,8 +8,8 @@
 #include "peer.h"
 #include "req.h"
 
-/* Flags that mean something: 0, else -EINVAL. */
-int ag_inval_check(uint64_t flags);
+/* Flags that mean something, for all of a file (pages 0) or so many: 0, else -EINVAL. */
+int ag_inval_check(uint64_t pages, uint64_t flags);
 /* Go on with an RF_OP_INVALIDATE. */
 void ag_inval_serve(struct ag_req *req);
 

@@ -1122,7 +1122,7 @@ static void request(struct ag_proc *p, const struct rf_req *q, const void *var, 
 		ahead(vn, q);
 		return;
 	case RF_OP_INVALIDATE:
-		r = ag_inval_check(q->arg[2]);
+		r = ag_inval_check(q->arg[1], q->arg[2]);
 		break;
 	case RF_OP_SEEK:
 		r = q->arg[1] != SEEK_DATA && q->arg[1] != SEEK_HOLE ? -EINVAL
