@@ -292,12 +292,18 @@ bool vnode_valid(const struct ctx *c, const struct vnode *vn)
 {
 	const struct rf_vnode *st = atomic_load_explicit(&vn->st, memory_order_acquire);
 	uint64_t until = atomic_load_explicit(&st->cb_expires_at, memory_order_acquire);
-	struct timespec t;
 
 	if (!c->host || !until || st->server >= RF_MAX_SERVERS ||
 	    atomic_load_explicit(&st->cb_s_seen, memory_order_acquire) !=
 		atomic_load_explicit(&c->host->server[st->server].cb_s_break, memory_order_acquire))
 		return false;
+	return vnode_until(c, until);
+}
+
+bool vnode_until(const struct ctx *c, uint64_t until)
+{
+	struct timespec t;
+
 	c->clock(CLOCK_MONOTONIC_COARSE, &t); /* is behind by a tick, 10 ms at the most */
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec + 10000000 < until;
 }

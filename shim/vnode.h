@@ -68,6 +68,8 @@ int vnode_thaw(struct ctx *c, struct vnode *vn);
 
 /* The callback promise holds now.  Async-signal-safe, ~10 ns. */
 bool vnode_valid(const struct ctx *c, const struct vnode *vn);
+/* A promise until then holds now. */
+bool vnode_until(const struct ctx *c, uint64_t until);
 
 static inline rf_word *vnode_word(const struct vnode *vn, uint64_t page)
 {

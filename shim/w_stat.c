@@ -4,7 +4,7 @@
  *
  * A managed descriptor: the vnode's header, after its promise was found valid or was renewed.  A
  * name, or another descriptor: by device and inode in the agent's table, which holds every file
- * that any program of this user has open.  For a name in a volume the library attaches to an agent
+ * that any program of this user has open, and where no promise holds the agent asks first.  For a name in a volume the library attaches to an agent
  * that runs; none is started, and a program that only asks about other files never attaches.
  *
  * Times.  utimes() sets those of the file underneath, which the agent does not hear of.  So mtime
@@ -26,6 +26,7 @@
 struct times {
 	uint64_t size, blocks;
 	int64_t mtime, ctime;
+	uint64_t until; /* of the table: a promise for it ends */
 };
 
 /* What is asked about: a descriptor (path NULL), or a name. */
@@ -73,6 +74,7 @@ static bool held(struct ctx *c, uint64_t dev, uint64_t ino, struct times *t, uin
 		for (uint32_t tries = 0;; tries++) {
 			uint32_t seq = atomic_load_explicit(&e->seq, memory_order_acquire);
 
+			t->until = atomic_load_explicit(&e->cb_expires_at, memory_order_acquire);
 			*vnode = atomic_load_explicit(&e->vnode, memory_order_relaxed);
 			mine = *vnode && *vnode != RF_STAT_TOMB &&
 			       atomic_load_explicit(&e->dev, memory_order_relaxed) == dev &&
@@ -111,8 +113,8 @@ static void of_vnode(struct ctx *c, struct vnode *vn, uint32_t key, struct times
 static bool lookup(struct ctx *c, struct asked a, uint64_t dev, uint64_t ino, uint32_t mode,
 		   struct times *t)
 {
+	const uint64_t arg[4] = {IO_LAST_PAGE, 1, RF_FAULT_RANDOM};
 	struct file *f;
-	struct vnode *vn;
 	uint32_t id;
 
 	if (!c->nvol || !S_ISREG(mode))
@@ -127,9 +129,8 @@ static bool lookup(struct ctx *c, struct asked a, uint64_t dev, uint64_t ino, ui
 	}
 	if (!anchor_dev(c, dev) || !attached(c, a) || !held(c, dev, ino, t, &id))
 		return false;
-	vn = vnode_by_id(c, id);
-	if (vn && !vnode_valid(c, vn)) {
-		io_validate(c, vn, 0); /* by name: whoever asks */
+	if (!vnode_until(c, t->until)) { /* whoever asks; not to be had: what was last known */
+		agent_request(c, RF_OP_FAULT, id, 0, arg, NULL, 0, NULL, sys_getmask());
 		held(c, dev, ino, t, &id);
 	}
 	return true;

@@ -7,7 +7,7 @@
 . "$(dirname "$0")/lib.sh"
 
 LEN=65536
-for i in $(seq 1 28); do
+for i in $(seq 1 29); do
 	head -c $LEN /dev/zero | tr '\0' a >"$T/vol/f$i"
 done
 printf 'short' >"$T/vol/short"
@@ -186,6 +186,19 @@ truncate_is_seen() {
 		want b 610000 pread 13 3 4999 && want a 16384 size 13
 }
 check truncate-is-seen truncate_is_seen
+
+# Host B has the file open, and was not told, because it has no promise: who has only the name sees it, too.
+stat_by_name() {
+	local breaks got
+	want a ok open 29 "$T/vol/f29" rw && want b ok open 29 "$T/vol/f29" r && want b "$LEN" size 29 || return
+	breaks=$(counter B mass-break)
+	kill -HUP "$SERVER"
+	forgotten() { [ "$(counter B mass-break)" -gt "$breaks" ]; }
+	eventually 60 forgotten && want a ok truncate 29 5000 || return
+	got=$(on B stat -c %s "$T/vol/f29")
+	[ "$got" = 5000 ] || { echo "stat of the name says $got"; return 1; }
+}
+check stat-by-name-without-a-promise stat_by_name
 
 append() {
 	want a ok open 14 "$T/vol/log" rwa && want b ok open 14 "$T/vol/log" rwa &&

@@ -83,7 +83,7 @@
 #define RF_PAGE_SIZE ((uint64_t)1 << RF_PAGE_SHIFT)
 #define RF_PAGES(bytes) (((uint64_t)(bytes) + RF_PAGE_SIZE - 1) >> RF_PAGE_SHIFT)
 
-#define RF_STATE_VERSION 3
+#define RF_STATE_VERSION 4
 #define RF_MAGIC_VNODE 0x65646f6e76666552u /* "Refvnode" */
 #define RF_MAGIC_PROC 0x636f72707666652u
 #define RF_MAGIC_HOST 0x74736f687666652u
@@ -363,6 +363,7 @@ struct rf_stat_entry {
 	_Atomic uint64_t dev, ino;
 	_Atomic uint64_t size, blocks;
 	_Atomic int64_t mtime, ctime;
+	_Atomic uint64_t cb_expires_at; /* as rf_vnode's: not of what `seq` counts; read it first */
 };
 #define RF_STAT_TOMB UINT32_MAX
 

@@ -456,6 +456,7 @@ uint32_t ag_stat_find(struct rf_host *host, uint64_t dev, uint64_t ino, uint32_t
 		return free;
 	e = &host->stat[free];
 	stat_begin(e);
+	atomic_store(&e->cb_expires_at, 0);
 	atomic_store(&e->dev, dev);
 	atomic_store(&e->ino, ino);
 	atomic_store(&e->vnode, vnode);
@@ -491,6 +492,12 @@ void ag_stat_write(struct rf_host *host, uint32_t i, uint32_t vnode, const struc
 	atomic_store(&e->mtime, st->mtime);
 	atomic_store(&e->ctime, st->ctime);
 	stat_end(e);
+}
+
+void ag_stat_promise(struct rf_host *host, uint32_t i, uint32_t vnode, uint64_t until)
+{
+	if (atomic_load(&host->stat[i].vnode) == vnode)
+		atomic_store(&host->stat[i].cb_expires_at, until);
 }
 
 void ag_stat_drop(struct rf_host *host, uint32_t i, uint32_t vnode)

@@ -115,8 +115,9 @@ struct ag_stat {
 uint32_t ag_stat_find(struct rf_host *host, uint64_t dev, uint64_t ino, uint32_t vnode);
 /* The vnode of (dev, ino), or 0. */
 uint32_t ag_stat_look(struct rf_host *host, uint64_t dev, uint64_t ino);
-/* Both do nothing if the entry is another vnode's by now. */
+/* These do nothing if the entry is another vnode's by now. */
 void ag_stat_write(struct rf_host *host, uint32_t i, uint32_t vnode, const struct ag_stat *st);
+void ag_stat_promise(struct rf_host *host, uint32_t i, uint32_t vnode, uint64_t until);
 void ag_stat_drop(struct rf_host *host, uint32_t i, uint32_t vnode);
 
 #endif

@@ -693,17 +693,23 @@ bool ag_vn_valid(const struct ag_vnode *vn)
 	return vn->dv && until > ag_now() + AG_MS && atomic_load(&vn->st->cb_s_seen) == s_break(vn);
 }
 
-void ag_vn_promise(struct ag_vnode *vn, uint64_t until)
+static void set_until(struct ag_vnode *vn, uint64_t until)
 {
 	vn->until = until;
-	atomic_store(&vn->st->cb_s_seen, s_break(vn));
 	atomic_store(&vn->st->cb_expires_at, until);
+	for (uint32_t i = 0; i < vn->nstat; i++)
+		ag_stat_promise(vn->ag->host, vn->stat[i], vn->id, until);
+}
+
+void ag_vn_promise(struct ag_vnode *vn, uint64_t until)
+{
+	atomic_store(&vn->st->cb_s_seen, s_break(vn));
+	set_until(vn, until);
 }
 
 void ag_vn_unpromise(struct ag_vnode *vn)
 {
-	vn->until = 0;
-	atomic_store(&vn->st->cb_expires_at, 0);
+	set_until(vn, 0);
 }
 
 void ag_vn_set_dv(struct ag_vnode *vn, uint64_t dv)
@@ -780,5 +786,6 @@ int ag_vn_stat_add(struct ag_vnode *vn, uint64_t dev, uint64_t ino)
 	vn->stat = p;
 	vn->stat[vn->nstat++] = i;
 	ag_vn_publish(vn);
+	ag_stat_promise(vn->ag->host, i, vn->id, vn->until);
 	return 0;
 }
