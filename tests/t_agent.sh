@@ -14,7 +14,7 @@ worker b B
 want a ok open 1 "$T/vol/f1" rw >/dev/null && want a ok map 1 1 rw 0 "$LEN" >/dev/null ||
 	die "host A cannot map"
 probe() { # FILE TEST
-	timeout 60 "${AS[@]}" "$BIN/tests/agent_probe" "$T/a/agent.sock" "unix:$SOCK" vol "$1" "$2"
+	timeout 300 "${AS[@]}" "$BIN/tests/agent_probe" "$T/a/agent.sock" "unix:$SOCK" vol "$1" "$2"
 }
 goes_on() { want a 61 load 1 0 1 && want a ok store 1 8 7a && want a ok msync 1; }
 server_has() { [ "$(od -An -c -j "$2" -N "$3" "$T/vol/$1" | tr -d ' \n')" = "$4" ]; }
@@ -28,7 +28,7 @@ stuck() {
 	probe f3 stuck
 	rc=$?
 	[ "$rc" -eq 137 ] || { echo "ended with $rc"; return 1; }
-	server_has f3 8192 5 stuck && eventually 5 server_has f3 12288 6 killed
+	server_has f3 8192 5 stuck && eventually 60 server_has f3 12288 6 killed
 }
 check flush-ends-though-a-slot-is-held stuck
 
@@ -38,13 +38,13 @@ deaf() {
 	mkfifo "$T/deaf.in" "$T/deaf.out"
 	probe f4 deaf <"$T/deaf.in" >"$T/deaf.out" &
 	exec {in}>"$T/deaf.in" {out}<"$T/deaf.out"
-	read -r -t 20 line <&"$out" && [ "$line" = mapped ] || { echo "not mapped"; return 1; }
+	read -r -t 60 line <&"$out" && [ "$line" = mapped ] || { echo "not mapped"; return 1; }
 	# More than a break carries along, and all of the file: nothing can be done in place.
 	want b ok open 4 "$T/vol/f4" rw && want b ok map 4 4 rw 0 "$LEN" || return
 	tr '\0' b </dev/zero | head -c "$LEN" >"$T/vol/f4"
 	echo >&"$in"
-	read -r -t 20 line <&"$out" && [ "$line" = taken ] || { echo "said '$line'"; return 1; }
-	eventually 5 want b 62 load 4 20480 1
+	read -r -t 60 line <&"$out" && [ "$line" = taken ] || { echo "said '$line'"; return 1; }
+	eventually 60 want b 62 load 4 20480 1
 }
 here break-goes-on-without-a-stripper deaf
 
@@ -61,8 +61,8 @@ stopped() {
 	agent=$(agent_pid A) && kill -STOP "$agent" || return
 	REFAULT_RUNTIME_DIR=$(runtime A) "${AS[@]}" "$BIN/refault" status >"$T/status" &
 	pid=$!
-	eventually 10 asleep "$pid" && kill -STOP "$pid" && eventually 10 state "$pid" T &&
-		kill -CONT "$pid" && eventually 10 asleep "$pid"
+	eventually 60 asleep "$pid" && kill -STOP "$pid" && eventually 60 state "$pid" T &&
+		kill -CONT "$pid" && eventually 60 asleep "$pid"
 	local rc=$?
 	kill -CONT "$agent"
 	wait "$pid" && grep -q '^agent:' "$T/status" && [ "$rc" -eq 0 ]
@@ -73,6 +73,6 @@ check command-that-was-stopped-goes-on stopped
 
 # What is left of all these programs is nothing.
 alone() { [ "$(status A | sed -n 's/^agent:.* programs \([0-9]*\),.*/\1/p')" = 1 ]; }
-check dead-programs-are-forgotten eventually 10 alone
+check dead-programs-are-forgotten eventually 60 alone
 dismiss a b
 finish

@@ -14,7 +14,7 @@ make_hosts
 refused() {
 	local word=$1 rc
 	shift
-	timeout 20 "$@" >"$T/out" 2>"$T/err" </dev/null
+	timeout 60 "$@" >"$T/out" 2>"$T/err" </dev/null
 	rc=$?
 	cat "$T/err"
 	[ "$rc" -ne 0 ] || { echo "did not fail"; return 1; }
@@ -35,7 +35,7 @@ fake() { # fake KIND WORD
 	mkfifo "$T/fake.out"
 	"$BIN/tests/fakeserver" "$SOCK" "$1" >"$T/fake.out" 2>&1 &
 	pid=$!
-	read -r -t 10 line <"$T/fake.out" || line=
+	read -r -t 60 line <"$T/fake.out" || line=
 	# An agent of its own: one that tried the address before may wait a while.
 	mkdir -m 700 "$T/fake-$1"
 	[ "$line" = listening ] && refused "$2" env REFAULT_RUNTIME_DIR="$T/fake-$1" \
@@ -52,7 +52,7 @@ check server-that-hangs-up fake closes "$SOCK"
 
 start_server
 # The address that could not be reached a moment ago.
-check server-that-comes-later-is-found eventually 5 "$T/A" cmp "$T/vol/f" "$T/vol/f"
+check server-that-comes-later-is-found eventually 60 "$T/A" cmp "$T/vol/f" "$T/vol/f"
 run() { "$BIN/refault" run "$@"; }
 code() { # code STATUS WORD ARGUMENT...: how `refault run ARGUMENT...` ends
 	local want=$1 word=$2 out rc
@@ -102,10 +102,10 @@ beside_fuzz() { # beside_fuzz agent|server SOCKET BYTE FILE PIDS-COMMAND
 	local before rc=0
 	before=$($5)
 	want a ok store 1 0 "$3" && want a ok msync 1 || return
-	timeout 80 "$BIN/tests/model" "$SEED" 150 "$T/vol/$4" "$T/A" "$T/B" "$BIN/tests/worker" \
+	timeout 300 "$BIN/tests/model" "$SEED" 150 "$T/vol/$4" "$T/A" "$T/B" "$BIN/tests/worker" \
 		>"$T/model" 2>&1 &
 	WPID[model]=$!
-	"${AS[@]}" timeout 80 "$BIN/tests/fuzz" "$1" "$2" "$SEED" 10000 || rc=1
+	"${AS[@]}" timeout 300 "$BIN/tests/fuzz" "$1" "$2" "$SEED" 10000 || rc=1
 	wait "${WPID[model]}" || { cat "$T/model"; return 1; }
 	[ "$rc" -eq 0 ] || { echo "fuzz with seed $SEED was not taken to its end"; return 1; }
 	want a "$3" load 1 0 1 && want b "$3" load 1 0 1 && want b ok store 1 1 "$3" &&
@@ -135,7 +135,7 @@ made_up_size() {
 	done
 	kill -9 "$pid"
 	another() { pid=$(agent_pid A) && [ "$pid" != "$old" ]; }
-	eventually 10 another || { echo "no other agent"; return 1; }
+	eventually 60 another || { echo "no other agent"; return 1; }
 	ask a pread 2 1 2199023255552 >"$T/out" # whatever comes of it
 	want a ok msync 1 && want b 33 load 1 7 1
 }

@@ -14,10 +14,14 @@ printf 'short' >"$T/vol/short"
 : >"$T/vol/log"
 : >"$T/vol/crowd"
 start_server
-make_hosts
+make_hosts A B C
+# On hosts A and B nothing is flushed because time goes by.
+start_agent A --dirty-expire 3600000
+start_agent B --dirty-expire 3600000
 worker a A
 worker a2 A
 worker b B
+worker c C
 worker r rawB
 
 # all N WORKER...: open file fN as descriptor N and map it all as mapping N.
@@ -81,14 +85,11 @@ different_bytes_survive() {
 }
 check different-bytes-of-a-page-both-survive different_bytes_survive
 
-# Whose flush is the last one, B's msync or a background flush of A that was late, all agree on it.
 last_flush_wins() {
-	local got
 	all 5 a b && want a 61 load 5 0 1 && want b 61 load 5 0 1 && want a ok store 5 0 01 &&
-		want b ok store 5 0 02 && want a ok msync 5 && want b ok msync 5 || return
-	got=$(served 5 0 1)
-	[ "$got" = 01 ] || [ "$got" = 02 ] || { echo "the server has '$got'"; return 1; }
-	want a "$got" load 5 0 1 && want b "$got" load 5 0 1 && want b "$got" pread 5 1 0
+		want b ok store 5 0 02 && want a ok msync 5 && want b ok msync 5 &&
+		[ "$(served 5 0 1)" = 02 ] && want a 02 load 5 0 1 && want b 02 load 5 0 1 &&
+		want b 02 pread 5 1 0
 }
 check same-bytes-last-flush-wins last_flush_wins
 
@@ -148,7 +149,7 @@ no_refetch_restart() {
 	before=$(counter B fetch) breaks=$(counter B mass-break)
 	stop_server
 	more_breaks() { [ "$(counter B mass-break)" -gt "$breaks" ]; }
-	eventually 20 more_breaks || { echo "a lost connection was no mass break"; return 1; }
+	eventually 60 more_breaks || { echo "a lost connection was no mass break"; return 1; }
 	start_server >/dev/null
 	want b 61 all 21 0 "$LEN" || return
 	after=$(counter B fetch)
@@ -161,7 +162,7 @@ no_refetch_hup() {
 	before=$(counter B fetch) breaks=$(counter B mass-break)
 	kill -HUP "$SERVER"
 	more_breaks() { [ "$(counter B mass-break)" -gt "$breaks" ]; }
-	eventually 20 more_breaks || { echo "SIGHUP was no mass break"; return 1; }
+	eventually 60 more_breaks || { echo "SIGHUP was no mass break"; return 1; }
 	want b 61 all 22 0 "$LEN" || return
 	after=$(counter B fetch)
 	[ "$after" = "$before" ] || { echo "fetched $((after - before)) times"; return 1; }
@@ -171,9 +172,9 @@ no_refetch_hup() {
 third_party() {
 	all 12 b && want b 61 all 12 0 "$LEN" &&
 		printf 'XY' | dd of="$T/vol/f12" bs=1 seek=4100 conv=notrunc status=none &&
-		eventually 10 want b 5859 load 12 4100 2 >/dev/null && want b 5859 pread 12 2 4100 &&
+		eventually 60 want b 5859 load 12 4100 2 >/dev/null && want b 5859 pread 12 2 4100 &&
 		printf 'Z' | dd of="$T/vol/f12" bs=1 seek=0 conv=notrunc status=none &&
-		eventually 10 want b 5a load 12 0 1 >/dev/null || { echo "not seen in 10 s"; return 1; }
+		eventually 60 want b 5a load 12 0 1 >/dev/null || { echo "not seen"; return 1; }
 }
 check third-party-edit-is-seen third_party
 
@@ -240,8 +241,8 @@ punch_dirty() {
 check write-to-a-punched-write punch_dirty
 
 background() {
-	all 15 a b && want b 61 load 15 0 1 && want a ok store 15 0 7a &&
-		want b ok spin 15 0 7a && want a ok pwrite 15 9000 7b && want b ok spin 15 9000 7b
+	all 15 c b && want b 61 load 15 0 1 && want c ok store 15 0 7a &&
+		want b ok spin 15 0 7a && want c ok pwrite 15 9000 7b && want b ok spin 15 9000 7b
 }
 check unflushed-store-arrives-by-itself background
 
@@ -302,9 +303,9 @@ if [ "$VARIANT" = @nobody ]; then
 	check refused-flush-shows-the-servers-content refused
 fi
 
-check chmod-refetches-nothing no_refetch_chmod
-here restart-refetches-nothing no_refetch_restart
-check mass-break-refetches-nothing no_refetch_hup
+check chmod-refetches-nothing punctual B no_refetch_chmod
+here restart-refetches-nothing punctual B no_refetch_restart
+check mass-break-refetches-nothing punctual B no_refetch_hup
 same bypass-reads-the-stale-copy "$(ask r load 1 0 6)" 616161616161
-dismiss a a2 b r
+dismiss a a2 b c r
 finish

@@ -16,10 +16,10 @@ pair() {
 	local rc
 	rm -f "$T/ab" "$T/ba"
 	mkfifo -m 666 "$T/ab" "$T/ba"
-	timeout 100 "$T/$1" "$BIN/tests/strict" writer "$T/vol/$3" "$ROUNDS" "$T/ab" "$T/ba" \
+	timeout 300 "$T/$1" "$BIN/tests/strict" writer "$T/vol/$3" "$ROUNDS" "$T/ab" "$T/ba" \
 		>"$T/writer" 2>&1 &
 	WPID[writer]=$!
-	timeout 100 "$T/$2" "$BIN/tests/strict" reader "$T/vol/$3" "$ROUNDS" "$T/ba" "$T/ab" \
+	timeout 300 "$T/$2" "$BIN/tests/strict" reader "$T/vol/$3" "$ROUNDS" "$T/ba" "$T/ab" \
 		>"$T/reader" 2>&1
 	rc=$?
 	kill "${WPID[writer]}" 2>/dev/null

@@ -31,7 +31,7 @@ PARTS=0
 # begin HOST ARGUMENT...: a program of the test's on that host.
 begin() {
 	PARTS=$((PARTS + 1))
-	timeout 100 "$T/$1" "$BIN/tests/crash" "${@:2}" >"$T/crash.$PARTS" 2>&1 &
+	timeout 300 "$T/$1" "$BIN/tests/crash" "${@:2}" >"$T/crash.$PARTS" 2>&1 &
 	WPID[crash.$PARTS]=$!
 }
 # end_all: all of them have ended, content with what they saw.
@@ -56,7 +56,7 @@ program_killed() {
 	REFAULT_FAULTS=thread begin A write "$T/vol/written" "$T/written" 1 "$KILLS" "$SEED"
 	begin B write "$T/vol/written" "$T/written" 2 "$KILLS" "$SEED"
 	REFAULT_DISABLE=continue-wp begin B write "$T/vol/written" "$T/written" 3 "$KILLS" "$SEED"
-	end_all && eventually 15 wrote written
+	end_all && eventually 60 wrote written
 	local rc=$?
 	cat "$T/wrote"
 	return "$rc"
@@ -103,9 +103,9 @@ server_killed() {
 	local board=whole i h kind pids=() rc=0
 	for h in A B; do
 		REFAULT_RUNTIME_DIR=$(runtime "$h") "$BIN/refault" stop
-		eventually 15 left "$h" || { echo "the agent of $h does not leave"; return 1; }
+		eventually 60 left "$h" || { echo "the agent of $h does not leave"; return 1; }
 		raw "$h" "$BIN/refault-agent" --daemon --dirty-expire 600000 &&
-			eventually 10 agent_pid "$h" >"$T/pid" || return
+			eventually 60 agent_pid "$h" >"$T/pid" || return
 		pids+=("$(cat "$T/pid")")
 	done
 	begin A whole "$T/vol/whole" "$T/vol/log2" "$T/back" "$T/whole" 0 "$SEED"

@@ -25,11 +25,12 @@ refused() {
 	local before
 	before=$(counter A excise)
 	chmod 444 "$T/vol/f$1" && want a ok store "$1" 5 7a7a || return
-	eventually 20 excised "$before" || {
+	eventually 60 excised "$before" || {
 		echo "f$1 was not refused"
 		return 1
 	}
-	chmod 644 "$T/vol/f$1" && want a 6161 load "$1" 5 2
+	# Counted when it is decided: it may be in page tables a moment longer.
+	chmod 644 "$T/vol/f$1" && eventually 60 want a 6161 load "$1" 5 2
 }
 begin() {
 	want a ok open "$1" "$T/vol/f$1" rw && want a ok map "$1" "$1" rw 0 "$LEN"

@@ -21,12 +21,13 @@ head -c 1048576 /dev/zero | tr '\0' w >"$T/vol/wide"
 echo plain >"$T/plain"
 mkfifo "$T/fifo"
 start_server
-make_hosts
-export REFAULT_TIMEOUT=2
+make_hosts A B C
+REFAULT_TIMEOUT=2 start_agent C --dirty-expire 3600000
 start_agent A --dirty-expire 3600000
 start_agent B --dirty-expire 3600000
 worker a A
 worker b B
+worker c C
 worker back rawA # writes to the served directory itself
 
 inval() { raw "${1}" "$BIN/refault" invalidate "${@:2}"; }
@@ -190,7 +191,7 @@ others() {
 	chmod 777 "$T" 2>/dev/null
 	for i in 1 2; do busy A & pids+=($!); done
 	for i in $(seq 25); do
-		timeout 20 "$T/rawA" "$BIN/refault" invalidate --flush --volume vol >"$T/said" 2>&1 ||
+		timeout 60 "$T/rawA" "$BIN/refault" invalidate --flush --volume vol >"$T/said" 2>&1 ||
 			{ echo "round $i: status $?: $(tail -n 1 "$T/said")"; break; }
 	done
 	touch "$T/stop"
@@ -244,12 +245,13 @@ here agent-killed killed
 
 away() {
 	local got
-	hold 10 f7 && want b ok store 10 0 7a && stop_server KILL || return
-	got=$(inval B --flush "$T/vol/f7" 2>&1)
+	eventually 60 want c ok open 10 "$T/vol/f7" rw && want c ok map 10 10 rw 0 $LEN &&
+		eventually 60 want c ok store 10 0 7a && hold 10 f7 && stop_server KILL || return
+	got=$(inval C --flush "$T/vol/f7" 2>&1)
 	[ $? -eq 1 ] && case $got in *"f7: cannot be written back: "*"; 1 dirty pages stay"*) ;; *) false ;; esac ||
 		{ echo "said '$got'"; return 1; }
-	start_server && want b ok store 10 1 7a && want b 7a7a load 10 0 2 && want b ok fsync 10 &&
-		want a 7a7a load 10 0 2
+	start_server && eventually 60 want c ok store 10 1 7a && eventually 60 want c 7a7a load 10 0 2 &&
+		eventually 60 want c ok fsync 10 && want a 7a7a load 10 0 2 && want b 7a7a load 10 0 2
 }
 here server-away away
 
@@ -260,9 +262,9 @@ grows() { [ "$(counter B fetch-page)" -ge $(($1 + $2)) ]; }
 will_need() {
 	local before
 	want b ok open 20 "$T/vol/wide" rw && before=$(counter B fetch-page) &&
-		want b ok advise 20 65536 262144 $WILLNEED && eventually 20 grows "$before" 64 &&
+		want b ok advise 20 65536 262144 $WILLNEED && eventually 60 grows "$before" 64 &&
 		fetched B 0 want b 7777 pread 20 2 131071 && want b ok readahead 20 524288 524288 &&
-		eventually 20 grows "$before" 192 && fetched B 0 want b 77 pread 20 1 1048575
+		eventually 60 grows "$before" 192 && fetched B 0 want b 77 pread 20 1 1048575
 }
 check willneed-and-readahead-fetch will_need
 

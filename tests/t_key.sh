@@ -23,6 +23,7 @@ for k in one two; do
 done
 start_server --keys "$T/keys"
 make_hosts A B
+start_agent A --dirty-expire 3600000 # nothing is refused because time goes by
 
 # key FILE TEXT: replaced as a whole, and the hosts' own.
 key() {
@@ -141,13 +142,13 @@ check refused-under-the-first-key-write refused_first 7 pwrite
 race() {
 	local in out line
 	printf 'secret of-two\nuid 12345\n' >"$T/keys/two" && kill -HUP "$SERVER" &&
-		eventually 20 grep -q 'read anew' "$T/srv/log" && key mine/k "$ONE" && key mine/one "$ONE" &&
+		eventually 60 grep -q 'read anew' "$T/srv/log" && key mine/k "$ONE" && key mine/one "$ONE" &&
 		key mine/two "$TWO" && chmod 666 "$T/vol/race" && mkfifo "$T/race.in" || return
 	REFAULT_KEY=$T/mine/k on A "$BIN/tests/keys" "$T/vol/race" "$T/mine/k" "$T/mine/one" "$T/mine/two" \
 		"$T/mine/want" \
 		<"$T/race.in" >"$T/race.out" 2>&1 &
 	exec {in}>"$T/race.in"
-	eventually 20 grep -q . "$T/race.out" && chmod 644 "$T/vol/race" && (trap "" PIPE && echo go >&"$in")
+	eventually 60 grep -q . "$T/race.out" && chmod 644 "$T/vol/race" && (trap "" PIPE && echo go >&"$in")
 	wait $!
 	out=$? line=$(tail -n 1 "$T/race.out")
 	exec {in}>&-
@@ -167,7 +168,7 @@ revoked() {
 	key k "$ONE" && want k ok open 8 "$T/vol/f8" rw && want k ok map 8 8 rw 0 "$LEN" &&
 		want k 61 load 8 0 1 && want a ok open 9 "$T/vol/f9" rw || return
 	printf 'secret of-one\nrevoked\n' >"$T/keys/one"
-	kill -HUP "$SERVER" && eventually 20 no_read && want k sigbus load 8 4096 1 &&
+	kill -HUP "$SERVER" && eventually 60 no_read && want k sigbus load 8 4096 1 &&
 		want k sigbus store 8 4096 7a && want k 'err EKEYREVOKED' pwrite 8 4096 7a &&
 		want k 'err EKEYREVOKED' open 9 "$T/vol/f9" r &&
 		grep -q 'SIGBUS at f8 offset 4096: Key has been revoked' "$T/k.err" &&

@@ -117,7 +117,7 @@ reread() {
 	breaks=$(counter B mass-break)
 	kill -HUP "$SERVER"
 	more_breaks() { [ "$(counter B mass-break)" -gt "$breaks" ]; }
-	eventually 20 more_breaks || { echo "SIGHUP was no mass break"; return 1; }
+	eventually 60 more_breaks || { echo "SIGHUP was no mass break"; return 1; }
 }
 revoke() { key bob "uid $BOB" "gid $BOB" revoked && reread; }
 after_revocation() {

@@ -34,7 +34,7 @@ leased() {
 	tell b load "$1" "${3:-0}" 1
 	IFS= read -r -t 1 got <&"${FROM[b]}" || got=
 	kill -CONT "$p"
-	[ -n "$got" ] || IFS= read -r -t 20 got <&"${FROM[b]}"
+	[ -n "$got" ] || IFS= read -r -t 60 got <&"${FROM[b]}"
 	[ "$got" = 7a ] || { echo "loaded '$got', should be 7a"; return 1; }
 }
 here stopped-agent-shows-nothing-old leased 1 at-once

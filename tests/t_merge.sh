@@ -18,7 +18,7 @@ PARTS=0
 # begin HOST ARGUMENT...: a program of the test's team on that host.
 begin() {
 	PARTS=$((PARTS + 1))
-	timeout 90 "$T/$1" "$BIN/tests/merge" "${@:2}" >"$T/merge.$PARTS" 2>&1 &
+	timeout 300 "$T/$1" "$BIN/tests/merge" "${@:2}" >"$T/merge.$PARTS" 2>&1 &
 	WPID[merge.$PARTS]=$!
 }
 # end_all: all of them have ended, content with what they saw.
@@ -120,7 +120,7 @@ appends_agents_killed() {
 	local at host=B
 	appends log.killed 200
 	for at in 150000 400000 650000 900000; do
-		eventually 30 log_has log.killed "$at" || { echo "the log does not grow"; break; }
+		eventually 60 log_has log.killed "$at" || { echo "the log does not grow"; break; }
 		kill -9 "$(agent_pid "$host")" || break
 		host=$(echo "$host" | tr BC CB)
 	done

@@ -9,7 +9,7 @@ SEED=${SEED:-$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}
 for i in 1 2 3 4 5 6 7; do : >"$T/vol/f$i"; done
 start_server
 make_hosts
-model() { timeout 90 "$BIN/tests/model" "$SEED" "$1" "$T/vol/$2" "$T/$3" "$T/$4" "$BIN/tests/worker"; }
+model() { timeout 300 "$BIN/tests/model" "$SEED" "$1" "$T/vol/$2" "$T/$3" "$T/$4" "$BIN/tests/worker"; }
 echo "seed $SEED"
 for i in 1 2 3 4 5; do
 	check "model-two-hosts-1000-operations-$i" model 1000 "f$i" A B

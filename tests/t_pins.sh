@@ -69,7 +69,7 @@ breaks() {
 	want b ok pwrite 1 0 "$(printf '%0131072d' 0 | sed 's/00/64/g')" && want b ok fsync 1 &&
 		want a 64 kload 40000 1 && want a 4d6464 kload 8 3 || return
 	printf e | dd of="$T/vol/brk" bs=1 seek=50000 conv=notrunc status=none
-	eventually 10 want a 65 kload 50000 1 || return
+	eventually 60 want a 65 kload 50000 1 || return
 	# A store by the kernel needs no fault either, and it reaches the other host.
 	want a ok kstore 60000 66 && want a ok fsync && want b 66 pread 1 1 60000 &&
 		want a ok kstore 60001 67 && want a ok fsync && want b 6667 pread 1 2 60000 || return
@@ -142,10 +142,10 @@ wait_for_it() {
 		want t ok policy wait 600000 fail || return
 	n=$(counter A pin-wait)
 	tell t truncate 0
-	eventually 20 waits $((n + 1)) || { echo "it does not wait"; return 1; }
+	eventually 60 waits $((n + 1)) || { echo "it does not wait"; return 1; }
 	want p ok store 20000 62 && want p ok fsync && want p 65536 size && want p 62 load 20000 1 &&
 		want p ok unpin 0 4096 || return
-	IFS= read -r -t 20 n <&"${FROM[t]}" && [ "$n" = ok ] || { echo "then it says '$n'"; return 1; }
+	IFS= read -r -t 60 n <&"${FROM[t]}" && [ "$n" = ok ] || { echo "then it says '$n'"; return 1; }
 	want p 0 size || return
 	dismiss p t
 }
@@ -281,7 +281,7 @@ killed_agent() {
 
 # loaded POLICY: threads use the pages of a file while another cuts them off.
 loaded() {
-	timeout 100 "$T/A" "$BIN/tests/pins" load "$T/vol/load" "$T/pattern" 150 "$1" "$SEED" &&
+	timeout 300 "$T/A" "$BIN/tests/pins" load "$T/vol/load" "$T/pattern" 150 "$1" "$SEED" &&
 		"$BIN/tests/pins" look "$T/vol/load" && "$T/B" "$BIN/tests/pins" look "$T/vol/load"
 }
 
@@ -304,7 +304,7 @@ here policies-can-be-configured configured
 here pins-leave-room-for-other-dirty-pages budget
 "$BIN/tests/pins" source "$T/pattern" 1048576
 chmod 644 "$T/pattern"
-check direct-reads-are-not-lost-under-flushes timeout 60 "$T/A" "$BIN/tests/pins" flushed "$T/vol/flushed" "$T/pattern" 300
+check direct-reads-are-not-lost-under-flushes timeout 300 "$T/A" "$BIN/tests/pins" flushed "$T/vol/flushed" "$T/pattern" 300
 for p in fail:0:fail wait:5:fail wait:2:sequester sequester:0:fail; do
 	here "$p-under-load" loaded "$p"
 done

@@ -38,9 +38,9 @@ compare() {
 	raw A "$BIN/tests/ranges" "$V/native/$g" "$g" >"$T/$g.native"
 	mkfifo -m 666 "$T/$g.to" "$T/$g.from"
 	# shellcheck disable=SC2016 # expanded by the inner shell; timeout ends it while it opens them, too
-	timeout 60 "$T/B" sh -c 'exec "$1" "$2" peer <"$3" >"$4"' - \
+	timeout 300 "$T/B" sh -c 'exec "$1" "$2" peer <"$3" >"$4"' - \
 		"$BIN/tests/ranges" "$V/$g" "$T/$g.to" "$T/$g.from" 2>"$T/$g.peer" &
-	timeout 60 "$T/A" "$BIN/tests/ranges" "$V/$g" "$g" "$T/$g.to" "$T/$g.from" >"$T/$g.managed" 2>"$T/$g.said"
+	timeout 300 "$T/A" "$BIN/tests/ranges" "$V/$g" "$g" "$T/$g.to" "$T/$g.from" >"$T/$g.managed" 2>"$T/$g.said"
 	diff "$T/$g.native" "$T/$g.managed" >"$T/$g.diff" || rc=1
 	wait $! || rc=1
 	cat "$T/$g.peer" "$T/$g.said"
@@ -56,7 +56,7 @@ t_populate() {
 	mkfifo "$T/changes"
 	on B "$BIN/tests/ranges" "$V/advice" changes <"$T/changes" &
 	exec {stop}>"$T/changes"
-	timeout 60 "$T/A" "$BIN/tests/ranges" "$V/advice" populate || rc=1
+	timeout 300 "$T/A" "$BIN/tests/ranges" "$V/advice" populate || rc=1
 	exec {stop}>&-
 	wait $! && [ "$rc" -eq 0 ]
 }
@@ -189,7 +189,7 @@ if "${PY:-false}" -c 'import os; os.splice' 2>/dev/null; then check python t_pyt
 t_away() {
 	local line
 	mkfifo "$T/py.in" "$T/py.out"
-	REFAULT_TIMEOUT=2 "$T/C" "$PY" -u -c '
+	REFAULT_TIMEOUT=5 "$T/C" "$PY" -u -c '
 import os, sys
 o = os.open(sys.argv[1], os.O_RDWR)
 r, w = os.pipe()
@@ -202,10 +202,10 @@ except OSError as e:
     print(e.errno, os.read(r, 100))
 ' "$V/away" <"$T/py.in" >"$T/py.out" &
 	exec {py_in}>"$T/py.in" {py_out}<"$T/py.out"
-	IFS= read -r -t 20 line <&"$py_out" && [ "$line" = open ] || return
+	IFS= read -r -t 60 line <&"$py_out" && [ "$line" = open ] || return
 	stop_server
 	echo >&"$py_in"
-	IFS= read -r -t 20 line <&"$py_out"
+	IFS= read -r -t 60 line <&"$py_out"
 	exec {py_in}>&- {py_out}<&-
 	case $line in *"b'precious'") return 0 ;; esac
 	echo "it says: $line"

@@ -8,10 +8,11 @@
 LEN=65536
 for i in $(seq 1 9); do head -c $LEN /dev/zero | tr '\0' a >"$T/vol/f$i"; done
 start_server
-make_hosts
-export REFAULT_TIMEOUT=5 # the agents inherit it
+make_hosts A B C
+REFAULT_TIMEOUT=2 start_agent C
 worker a A
 worker b B
+worker c C
 
 both() {
 	local n=$1 w
@@ -26,7 +27,7 @@ changed_meanwhile() { # SIGNAL FILE
 	stop_server "$1"
 	edit "$2" 5000 XY
 	start_server || return
-	eventually 20 want b 5859 load "$2" 5000 2 && want b 61 load "$2" 0 1 &&
+	eventually 60 want b 5859 load "$2" 5000 2 && want b 61 load "$2" 0 1 &&
 		want b 5859 pread "$2" 2 5000
 }
 term() { changed_meanwhile TERM 1; }
@@ -39,7 +40,7 @@ server_back() { # server_back ANSWER WORD...: worker a asks meanwhile
 	local answer
 	tell a "${@:2}"
 	start_server || return
-	IFS= read -r -t 40 answer <&"${FROM[a]}" || answer='no answer'
+	IFS= read -r -t 60 answer <&"${FROM[a]}" || answer='no answer'
 	[ "$answer" = "$1" ] || { echo "${*:2}: $answer"; return 1; }
 }
 flush_waits() {
@@ -50,20 +51,21 @@ flush_waits() {
 here flush-waits-for-the-server flush_waits
 load_waits() {
 	stop_server KILL
-	eventually 5 lost && server_back 61 load 3 4096 1 && want a ok store 3 8192 7b &&
+	eventually 60 lost A && server_back 61 load 3 4096 1 && want a ok store 3 8192 7b &&
 		want a ok msync 3 && want b 7b load 3 8192 1
 }
-lost() { status A | grep -q '^server: .* down'; }
+lost() { status "$1" | grep -q '^server: .* down'; }
 here load-waits-for-the-server load_waits
 store_waits() {
 	stop_server KILL
-	eventually 5 lost && server_back ok store 3 1 7c && want a ok msync 3 && want b 7a7c load 3 0 2
+	eventually 60 lost A && server_back ok store 3 1 7c && want a ok msync 3 && want b 7a7c load 3 0 2
 }
 here store-waits-for-the-server store_waits
-gives_up() { # after REFAULT_TIMEOUT, which the harness makes short
+gives_up() { # after REFAULT_TIMEOUT, which host C has a short one of
+	eventually 60 both 3 c && eventually 60 want c 7a7c pread 3 2 0 || return
 	stop_server KILL
-	eventually 5 lost && want a sigbus load 3 4096 1 && want a 'err EHOSTDOWN' pread 3 1 0 &&
-		start_server && eventually 10 want a 61 load 3 4096 1 && want a 7a7c pread 3 2 0
+	eventually 60 lost C && want c sigbus load 3 4096 1 && want c 'err EHOSTDOWN' pread 3 1 0 &&
+		start_server && eventually 60 want c 61 load 3 4096 1 && eventually 60 want c 7a7c pread 3 2 0
 }
 here waiting-ends-with-sigbus-and-ehostdown gives_up
 
@@ -76,7 +78,7 @@ agent_killed_reader() {
 		want a ok msync 4 && want b 7a load 4 8192 1 && want b ok store 4 1 7b &&
 		want b ok msync 4 && want a 617b load 4 0 2 || return
 	another() { pid2=$(agent_pid B) && [ "$pid2" != "$pid" ]; }
-	eventually 10 another || { echo "the supervisor started no other agent"; return 1; }
+	eventually 60 another || { echo "the supervisor started no other agent"; return 1; }
 }
 here reader-goes-on-after-kill-of-agent agent_killed_reader
 
@@ -104,13 +106,14 @@ here stores-survive-kill-of-program program_killed
 all_killed() {
 	local p got
 	for p in $(agent_pids B); do kill -9 "$p"; done
-	eventually 5 test -z "$(agent_pids B)"
+	gone() { [ -z "$(agent_pids B)" ]; }
+	eventually 60 gone || return
 	got=$(on B head -c 2 "$T/vol/f6" | od -An -tx1 | tr -d ' \n')
 	[ "$got" = 7a61 ] || { echo "read '$got', want '7a61'"; return 1; }
 	got=$(raw B head -c 2 "$T/vol/f6")
 	[ "$got" = aa ] || { echo "the copy on host B is not frozen: '$got'"; return 1; }
 }
 here new-programs-start-a-new-agent all_killed
-dismiss a
+dismiss a c
 export KILLS_AGENTS=1
 finish

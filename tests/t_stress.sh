@@ -20,11 +20,11 @@ export REFAULT_TIMEOUT=20 # the agents inherit it
 
 # begin NUMBER HOST FILE SECONDS: start process NUMBER, two threads.
 begin() {
-	timeout $(($4 + 40)) "$T/$2" "$BIN/tests/stress" store "$T/vol/$3" "$PAGES" "$4" "$SEED" \
+	timeout $(($4 + 300)) "$T/$2" "$BIN/tests/stress" store "$T/vol/$3" "$PAGES" "$4" "$SEED" \
 		$(($1 * 2)) 2 "${CHILDREN[$1]}" "$T/$3.$1" >"$T/stress.$1" 2>&1 &
 	WPID[stress$1]=$!
 }
-# begin_edits FILE SECONDS: they end a second before the stores, so that the server has noticed.
+# begin_edits FILE SECONDS: they end before the stores, so that both are under way until then.
 begin_edits() {
 	"$BIN/tests/stress" edit "$T/vol/$1" "$PAGES" $(($2 - 1)) "$SEED" "$EDITOR" 3000 "$T/$1.edits" \
 		>"$T/stress.edits" 2>&1 &
@@ -50,10 +50,18 @@ verify() {
 	done
 	return "$rc"
 }
+# The server notices an edit by and by; what was flushed is to be seen at once.
+noticed() {
+	local h
+	for h in A B; do
+		on "$h" "$BIN/tests/stress" told "$T/vol/$1" "$PAGES" "$T/$1.edits" >/dev/null 2>&1 || return
+	done
+}
 # Both, even if the first fails: what was lost for good tells more than what was not seen.
 judge() {
 	local rc=0
 	end_all || rc=1
+	eventually 60 noticed "$1" || echo "the edits are not noticed"
 	verify "$1" || rc=1
 	[ "$rc" -eq 0 ] || echo "stores were lost or not seen, seed $SEED"
 	return "$rc"
@@ -94,14 +102,13 @@ agents_killed() {
 	begin 2 B killed 6
 	begin 3 B killed 6
 	begin_edits killed 6
-	while [ "$SECONDS" -lt "$end" ]; do
+	while [ "$SECONDS" -lt "$end" ] || [ "$kills" -lt 2 ]; do
 		sleep 0.6 # of stores
 		h=$(echo "$h" | tr AB BA)
-		eventually 10 kill_agent "$h" || { echo "host $h has no agent"; break; }
+		eventually 60 kill_agent "$h" || { echo "host $h has no agent"; break; }
 		kills=$((kills + 1))
 	done
 	judge killed || return
-	echo "only $kills agents were killed"
 	[ "$kills" -ge 2 ]
 }
 here stress-agents-killed agents_killed

@@ -41,7 +41,7 @@ hold() { want relay ok hold; }
 pass() { want relay ok pass; }
 answered() { # answered NAME ANSWER: what NAME was told before
 	local line
-	IFS= read -r -t 40 line <&"${FROM[$1]}" || line='no answer'
+	IFS= read -r -t 60 line <&"${FROM[$1]}" || line='no answer'
 	[ "$line" = "$2" ] || { echo "$1 answered '$line', should be '$2'"; return 1; }
 }
 waits() { # nothing was said by NAME so far
@@ -49,7 +49,7 @@ waits() { # nothing was said by NAME so far
 	! IFS= read -r -t 0.1 line <&"${FROM[$1]}" || { echo "$1 answered '$line'"; return 1; }
 }
 vnode_is() { status A | grep -q "^vnode: [0-9]* $1 .* $2"; }
-becomes() { eventually 10 vnode_is "$1" "$2" || { echo "$1 does not become $2"; status A | grep vnode; return 1; }; }
+becomes() { eventually 60 vnode_is "$1" "$2" || { echo "$1 does not become $2"; status A | grep vnode; return 1; }; }
 free_again() { ! vnode_is "$1" '\(frozen\|gated\)'; }
 # letters N WORD...: all see these letters at the beginning of pages 0, 1, ...; the size is theirs.
 letters() {
@@ -98,14 +98,14 @@ held() {
 	hold && tell a falloc 4 punch $P $P
 	becomes held frozen && want a2 7863 pread 4 2 $P && tell a2 pwrite 4 0 58 && waits a2 && waits a || return
 	pass && answered a ok && answered a2 ok && want a ok fsync 4 && want b 58 load 4 0 1 &&
-		want b 79 load 4 $((2 * P)) 1 && want a2 00 load 4 $P 1 && eventually 10 free_again held
+		want b 79 load 4 $((2 * P)) 1 && want a2 00 load 4 $P 1 && eventually 60 free_again held
 }
 here loads-go-on-and-stores-wait held
 
 # The connection ends before the answer: nobody is kept from storing by that, the change is made once.
 cut_off() {
 	open_all 5 lost && want a2 ok msync 5 && hold && tell a falloc 5 collapse $P $P && becomes lost frozen || return
-	eventually 10 short lost $((7 * P)) || { echo "the change did not arrive"; return 1; }
+	eventually 60 short lost $((7 * P)) || { echo "the change did not arrive"; return 1; }
 	want relay ok cut && becomes lost gated && pass && answered a ok && letters 5 a c d e f g h &&
 		want a2 ok store 5 $P 58 && want a2 ok msync 5 && letters 5 a X d e f g h
 }
@@ -116,7 +116,7 @@ here connection-that-is-lost-in-between cut_off
 # The agent is killed when the server has made the change: it is not made again.
 killed() {
 	open_all 6 killed && want a2 ok msync 6 && hold && tell a falloc 6 collapse $P $P && becomes killed frozen || return
-	eventually 10 short killed $((7 * P)) || { echo "the change did not arrive"; return 1; }
+	eventually 60 short killed $((7 * P)) || { echo "the change did not arrive"; return 1; }
 	replace_agent && pass && answered a ok && letters 6 a c d e f g h &&
 		want a2 ok store 6 $((2 * P)) 58 && want a2 ok msync 6 && letters 6 a c X e f g h
 	# The same with the flush on its way: there is no change yet, and nothing is frozen for ever.
@@ -134,7 +134,7 @@ died() {
 	open_all 7 dead && hold && tell a falloc 7 collapse $P $P && becomes dead frozen || return
 	kill -9 "${WPID[a]}" && tell a2 store 7 $P 58 && waits a2 && pass && answered a2 ok || return
 	want b ok fsync 7 && want a2 ok msync 7 && want b 58 pread 7 1 $P && want b $((7 * P)) size 7 &&
-		eventually 10 free_again dead || return
+		eventually 60 free_again dead || return
 	exec {TO[a]}>&- {FROM[a]}<&-
 	wait "${WPID[a]}" 2>/dev/null
 	worker a A
@@ -193,7 +193,7 @@ dismiss a3 a4
 # Another agent on host A, with these in its environment.
 anew() {
 	dismiss a a2
-	raw A "$BIN/refault" stop >/dev/null && eventually 20 gone || { echo "the agent does not leave"; return 1; }
+	raw A "$BIN/refault" stop >/dev/null && eventually 60 gone || { echo "the agent does not leave"; return 1; }
 	env "$@" "$T/rawA" "$BIN/refault-agent" --daemon
 }
 gone() { [ -z "$(agent_pids A)" ]; }
@@ -206,10 +206,10 @@ silent() {
 	open_all 8 silent && want a2 ok store 8 0 58 && want a ok open 12 "$T/vol/other" rw && hold && tell a falloc 8 punch $P $P && becomes silent frozen &&
 		tell a2 store 8 1 59 && answered a 'err ETIMEDOUT' && answered a2 ok && becomes silent gated || return
 	# So is who comes for the same file then, by whatever way.
-	tell a copy 12 8 0 $P 0 && raw A timeout 20 "$BIN/refault" invalidate --flush --volume vol silent
+	tell a copy 12 8 0 $P 0 && raw A timeout 60 "$BIN/refault" invalidate --flush --volume vol silent
 	[ $? -eq 1 ] && answered a 'err ETIMEDOUT' || { echo "they wait for what a silent server has to say"; return 1; }
-	pass && want a ok msync 8 && want b 585961 load 8 0 3 && want b 00 load 8 $P 1 && want a 00 load 8 $P 1 &&
-		eventually 10 free_again silent
+	pass && eventually 60 want a ok msync 8 && want b 585961 load 8 0 3 && want b 00 load 8 $P 1 && want a 00 load 8 $P 1 &&
+		eventually 60 free_again silent
 }
 here server-that-is-silent silent
 
@@ -218,13 +218,13 @@ still() {
 	local line
 	want a2 ok open 9 "$T/vol/still" rw && want a2 ok map 9 9 rw 0 $((8 * P)) || return
 	mkfifo "$T/still.out"
-	timeout 60 "${AS[@]}" "$BIN/tests/agent_probe" "$T/a/agent.sock" "unix:$T/srv/relay.sock" vol still still \
+	timeout 300 "${AS[@]}" "$BIN/tests/agent_probe" "$T/a/agent.sock" "unix:$T/srv/relay.sock" vol still still \
 		>"$T/still.out" 2>&1 &
 	exec {still}<"$T/still.out"
-	read -r -t 20 line <&"$still" && [ "$line" = asking ] || { echo "said '$line'"; return 1; }
+	read -r -t 60 line <&"$still" && [ "$line" = asking ] || { echo "said '$line'"; return 1; }
 	want a2 ok store 9 $((5 * P)) 58 && want a2 ok msync 9 && want b ok open 9 "$T/vol/still" rw &&
 		want b 5866 pread 9 2 $((5 * P)) || return
-	read -r -t 20 line <&"$still" && [ "$line" = moved ] || { echo "said '$line'"; return 1; }
+	read -r -t 60 line <&"$still" && [ "$line" = moved ] || { echo "said '$line'"; return 1; }
 	want a2 7374696c6c load 9 $P 5 && want a2 ok msync 9 &&
 		want b 7374696c6c pread 9 5 $P && want b 5866 pread 9 2 $((4 * P)) && want b $((7 * P)) size 9
 }

@@ -39,10 +39,10 @@
 #include "fsx_model.h"
 
 enum {
-	MAPS = 2,    /* that live long, of each file: one to store to, one to read */
-	SHOWN = 40,  /* last ops that are shown on failure */
-	HANG = 60,   /* seconds for an op */
-	SETTLE = 20, /* seconds for the third party's change to arrive */
+	MAPS = 2,     /* that live long, of each file: one to store to, one to read */
+	SHOWN = 40,   /* last ops that are shown on failure */
+	HANG = 300,   /* seconds for an op */
+	SETTLE = 120, /* seconds for the third party's change to arrive */
 	MIXED_OPS = 60,
 	CHILD_OPS = 12,
 	DEFAULT_OPS = 10000,

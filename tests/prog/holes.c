@@ -68,7 +68,7 @@ enum {
 	SHIFT_MAX = MARGIN / PER_PAGE,
 	CUT_FROM = BLOCKS * 3 / 4,
 	TAINTS = 1 << 16, /* generations told apart; beyond that some are taken for tainted */
-	PATIENCE = 30,    /* s until who does not get on is wedged */
+	PATIENCE = 120,   /* s until who does not get on is wedged */
 };
 #define NONE UINT64_MAX
 enum { CUT, SHIFT, FILES };

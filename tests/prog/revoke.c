@@ -58,8 +58,8 @@ enum {
 	ALL_CELLS = (PAGES + EXTRA) * PAGE / 8,
 	THREADS = 3, /* the last one uses pwrite, and extends */
 	OPENS = 3,
-	STORES = 500,  /* at least, before the key is revoked */
-	PATIENCE = 20, /* seconds until a flush must have failed, or worked */
+	STORES = 500,   /* at least, before the key is revoked */
+	PATIENCE = 120, /* seconds until a flush must have failed, or worked */
 	SHOWN = 10,
 	NOTHING = -1,
 };

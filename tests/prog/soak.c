@@ -59,7 +59,7 @@ enum {
 	LINES = 1 << 16, /* of an owner */
 	BLOCK = 700,     /* words that one pwrite stores, at most */
 	OPS = 32,        /* last ones that are remembered */
-	STUCK = 60,
+	STUCK = 300,
 };
 
 enum what { OPEN, STORE, WRITE, BLOCKS, FLUSH, APPEND, LOOK, PREAD, SHARE };

@@ -27,7 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, PATIENCE = 60 /* seconds for the others */ };
+enum { PAGE = 4096, PATIENCE = 300 /* seconds for the others */ };
 
 static inline double now(void)
 {

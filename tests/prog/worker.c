@@ -50,7 +50,7 @@
 
 #include <refault/refault.h>
 
-enum { N = 64, LINE = 1 << 20, SPIN_SECONDS = 30 };
+enum { N = 64, LINE = 1 << 20, SPIN_SECONDS = 100 };
 
 static int fds[N]; /* -1: not open */
 static FILE *streams[N];

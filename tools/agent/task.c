@@ -263,8 +263,8 @@ void ag_task_slow(struct ag_task *t, uint64_t now)
 		if (!t->safe && now < t->since + LOCK_WAIT)
 			return;
 		if (!t->safe)
-			ag_debug("%s: a slot was held for more than %d ms", t->vn->path,
-				 (int)(LOCK_WAIT / AG_MS));
+			ag_log("%s: a slot was held for more than %d ms", t->vn->path,
+			       (int)(LOCK_WAIT / AG_MS));
 	}
 	ag_list_del(&t->slow);
 	t->step(t);
