@@ -25,6 +25,8 @@
  *	UPTODATE   -> WRITEBACK   agent: the page changes in place or is dropped; gen + 1
  *	WRITEBACK  -> EMPTY       agent: dropped (punched)
  *	any        -> REJECTED    agent: the server refused the write-back; gen + 1, then EMPTY
+ *	DIRTY      -> EMPTY       agent: cut off while a slot names the page; gen + 1, the twin stays, and
+ *	EMPTY      -> DIRTY       agent: filled again, for the store that may still come
  *
  * Whoever changes a word that others may wait for (WRITEBACK, REJECTED) wakes the futex on its low
  * half; who waits has raised `waiting` before it looked at the word a last time, so whoever has

@@ -230,6 +230,30 @@ static void evict(struct ag_task *t)
 
 /* ---- size ---- */
 
+/*
+ * Truncating takes a page also from whoever is between mkwrite and its store, and stands still there: that
+ * store may come when the file is longer again.  So the page will be DIRTY when it is filled: its
+ * twin stays with the word.
+ */
+static bool cut_named(struct ag_vnode *vn, uint64_t page)
+{
+	rf_word *word = &vn->word[page];
+	uint64_t w;
+
+	if (!ag_slots_busy(vn->ag, vn->id, page, 1))
+		return false;
+	do {
+		w = atomic_load(word);
+		if (!ag_w_owns_twin(w) || !ag_twin(vn->ag, w) || (w & RF_W_SYNC))
+			return false;
+		if (rf_w_state(w) == RF_PG_EMPTY)
+			return true;
+	} while (!ag_word_move(word, w, ag_w_cut(w)));
+	ag_twin_unmark(vn->ag, rf_w_twin(w));
+	ag_vn_uncached(vn, 1);
+	return true;
+}
+
 /* The file will be that long: prepare, and tell the worker. */
 static void size_begin(struct ag_task *t, uint64_t size)
 {
@@ -253,6 +277,8 @@ static void size_begin(struct ag_task *t, uint64_t size)
 	while (ag_scan_next(&s, &page)) {
 		bool safe = t->safe;
 
+		if (!safe && cut_named(vn, page))
+			continue;
 		t->safe = true; /* truncating takes the pages from whoever uses them */
 		ag_take_any(t, page);
 		t->safe = safe;

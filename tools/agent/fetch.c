@@ -9,7 +9,8 @@
  *
  * Filling.  UFFDIO_COPY on our own registered mapping puts a page in whole or not at all; then the
  * word goes EMPTY -> UPTODATE.  EEXIST means that an agent died between the two, or that a program
- * wrote past us: the word says that nobody uses the page, so it is overwritten in place.
+ * wrote past us: the word says that nobody uses the page, so it is overwritten in place.  A page that
+ * was cut off while somebody was about to store to it goes EMPTY -> DIRTY instead.
  *
  * Keys.  What a program waits for is asked under its key, which becomes vn->key; readahead, merges
  * and what breaks wait for go under that one.  A refusal is an answer to those who asked under the
@@ -147,6 +148,22 @@ static void do_copy(void *arg)
 	memcpy(c->dst, c->src, c->len);
 }
 
+/* A page is there.  One that was cut off under a slot is DIRTY from the beginning (change.c). */
+static bool filled(struct ag_vnode *vn, uint64_t page, const void *bytes)
+{
+	rf_word *word = &vn->word[page];
+	const uint64_t w = atomic_load(word);
+	void *twin = ag_twin(vn->ag, w);
+
+	if (rf_w_state(w) != RF_PG_EMPTY)
+		return false;
+	if (!twin)
+		return ag_word_move(word, w, rf_w_clean(w, RF_PG_UPTODATE, 0));
+	memcpy(twin, bytes, RF_PAGE_SIZE);
+	atomic_store(&vn->st->dirtied, 1);
+	return ag_word_move(word, w, rf_w_to(w, RF_PG_DIRTY));
+}
+
 /* Whole pages [page, page + n), all EMPTY. */
 static int fill_run(struct ag_vnode *vn, uint64_t page, uint64_t n, const unsigned char *data)
 {
@@ -174,11 +191,7 @@ static int fill_run(struct ag_vnode *vn, uint64_t page, uint64_t n, const unsign
 			return r;
 		}
 		for (; k; k--, done++) {
-			rf_word *word = &vn->word[page + done];
-			uint64_t w = atomic_load(word);
-
-			if (rf_w_state(w) == RF_PG_EMPTY &&
-			    ag_word_move(word, w, rf_w_clean(w, RF_PG_UPTODATE, 0))) {
+			if (filled(vn, page + done, data + (done << RF_PAGE_SHIFT))) {
 				ag_vn_cached(vn);
 				ag_count(ag, RF_R_FETCH_PAGE, 1);
 			}

@@ -23,10 +23,16 @@ static inline bool ag_w_twinned(uint64_t w)
 	return (s == RF_PG_DIRTY || s == RF_PG_WRITEBACK) && rf_w_twin(w) != 0;
 }
 
-/* Its twin is in use.  Also of a page that was rejected, until it is excised. */
+/* Its twin is in use.  Also of a page that was rejected, until it is excised, or cut off, see below. */
 static inline bool ag_w_owns_twin(uint64_t w)
 {
-	return ag_w_twinned(w) || (rf_w_state(w) == RF_PG_REJECTED && rf_w_twin(w) != 0);
+	enum rf_page_state s = rf_w_state(w);
+	return ag_w_twinned(w) || ((s == RF_PG_REJECTED || s == RF_PG_EMPTY) && rf_w_twin(w) != 0);
+}
+/* The same page cut off while a slot named it: EMPTY, with its twin, gen + 1.  Filled, it is DIRTY. */
+static inline uint64_t ag_w_cut(uint64_t w)
+{
+	return rf_w_to(w, RF_PG_EMPTY) + ((uint64_t)1 << RF_W_GEN_SHIFT);
 }
 /* The same page, DIRTY or WRITEBACK now, rejected: with its twin, gen + 1. */
 static inline uint64_t ag_w_reject(uint64_t w)

@@ -380,7 +380,7 @@ static bool is_clean(const struct ag_structural *c, const struct span *s)
 
 		/* What can be stored to without a fault is merged with what comes (change.c); what a
 		 * pin keeps dirty was flushed, and stays, or is taken from it. */
-		if (!ag_w_owns_twin(w) || (w & RF_W_SYNC) ||
+		if (!ag_w_owns_twin(w) || rf_w_state(w) == RF_PG_EMPTY || (w & RF_W_SYNC) ||
 		    ((c->sequester || s == &c->clean[1] || page < c->gone_first ||
 		      page >= c->gone_end) &&
 		     ag_pinned_long(s->vn, page)))

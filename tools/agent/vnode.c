@@ -487,11 +487,26 @@ static bool forgettable(struct ag_vnode *vn)
 	return !ag_vn_ndirty(vn);
 }
 
+/* Of pages that were cut off under a slot, and never filled again. */
+static void free_twins(struct ag_vnode *vn)
+{
+	struct ag_scan s = ag_scan(vn, 0, UINT64_MAX);
+	uint64_t page;
+
+	while (ag_scan_next(&s, &page)) {
+		const uint64_t w = atomic_load(&vn->word[page]);
+
+		if (ag_w_owns_twin(w))
+			ag_twin_free(vn->ag, rf_w_twin(w));
+	}
+}
+
 static void vn_forget(struct ag_vnode *vn)
 {
 	struct ag *ag = vn->ag;
 
 	give_up(vn);
+	free_twins(vn);
 	for (uint32_t i = 0; i < vn->nstat; i++)
 		ag_stat_drop(ag->host, vn->stat[i], vn->id);
 	ag->vnode[vn->id] = NULL;
