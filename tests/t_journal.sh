@@ -11,7 +11,7 @@
 
 LEN=65536
 LARGE=33554432
-for f in store longer lost append cut twice none long crash cutoff; do head -c $LEN /dev/zero | tr '\0' a >"$T/vol/$f"; done
+for f in store longer lost append cut twice none long crash cutoff merged; do head -c $LEN /dev/zero | tr '\0' a >"$T/vol/$f"; done
 head -c $LARGE /dev/zero | tr '\0' a >"$T/vol/large"
 : >"$T/vol/many"
 : >"$T/vol/ids"
@@ -39,6 +39,21 @@ answered() { # answered ANSWER: what a was told before
 }
 exported() { # exported FILE OFFSET HEX: what the server has
 	[ "$(tail -c +$(($2 + 1)) "$T/vol/$1" | head -c $((${#3} / 2)) | od -An -tx1 | tr -d ' \n')" = "$3" ]
+}
+# agent_memfd NAME: a memfd of host A's agent.
+agent_memfd() {
+	local pid fd
+	pid=$(agent_pid A) || return
+	for fd in "/proc/$pid/fd/"*; do
+		case $(readlink "$fd") in */memfd:$1*) echo "$fd" && return ;; esac
+	done
+	echo "the agent has no $1"
+	return 1
+}
+# put_bytes FILE OFFSET BYTE...
+put_bytes() {
+	# shellcheck disable=SC2059 # the bytes
+	printf "$(printf '\\x%02x' "${@:3}")" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none
 }
 # Another pair of supervisor and agent: five crashes in ten seconds are one too many.
 anew() {
@@ -137,6 +152,22 @@ void() {
 }
 here promise-of-a-lost-connection-is-void void
 
+# The agent dies in the middle of a merge: what it put into a's dirty page is not a change of a's, which
+# would be sent over what others store there later.  The middle is one instruction wide, so it is made by
+# hand: the page has the byte, the twin has not, and the journal says what was going on.
+halfway() {
+	local journal vnode
+	anew start_agent A --dirty-expire 60000 && open_all 11 merged && want a ok store 11 9 7a && want a ok store 11 5 71 || return
+	journal=$(agent_memfd refault-journal) && vnode=$(agent_memfd refault-state) &&
+		vnode=$(od -An -tu4 -j12 -N4 "$vnode") || return # struct rf_vnode: id is at 12
+	# struct ag_journal: merging is at 24: vnode, from, to, some, page (8 bytes), bytes
+	put_bytes "$journal" 28 5 0 0 0 6 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0x71 &&
+		put_bytes "$journal" 24 $((vnode & 255)) $((vnode >> 8 & 255)) $((vnode >> 16)) 0 || return
+	replace_agent && want c ok store 11 5 72 && want c ok msync 11 && want a ok msync 11 &&
+		all_have 11 merged 5 726161617a
+}
+here what-was-half-merged-is-not-sent halfway
+
 append() {
 	local w
 	anew || return
@@ -196,16 +227,12 @@ here change-of-long-ago-is-not-repeated forgotten
 
 # The ids of programs begin again after 65535 of them; those of their changes do not.
 ids() {
-	local pid fd
-	on A sh -c 'echo one >>"$1"' - "$T/vol/ids" && pid=$(agent_pid A) || return
-	for fd in "/proc/$pid/fd/"*; do
-		case $(readlink "$fd") in */memfd:refault-journal*) break ;; esac
-	done
+	local journal n
+	on A sh -c 'echo one >>"$1"' - "$T/vol/ids" && journal=$(agent_memfd refault-journal) || return
 	# struct ag_journal: nprocs is at 16
-	pid=$(od -An -tu8 -j16 -N8 "$fd") && pid=$((pid + 65534)) || return
-	printf '%b' "$(printf '\\x%02x' $((pid & 255)) $((pid >> 8 & 255)) $((pid >> 16)))" |
-		dd of="$fd" bs=1 seek=16 conv=notrunc status=none || return
-	on A sh -c 'echo two >>"$1"' - "$T/vol/ids" || return
+	n=$(od -An -tu8 -j16 -N8 "$journal") && n=$((n + 65534)) || return
+	put_bytes "$journal" 16 $((n & 255)) $((n >> 8 & 255)) $((n >> 16)) &&
+		on A sh -c 'echo two >>"$1"' - "$T/vol/ids" || return
 	[ "$(cat "$T/vol/ids")" = "$(printf 'one\ntwo')" ] || { echo "got $(tr '\n' ' ' <"$T/vol/ids")"; return 1; }
 }
 here append-is-not-taken-for-that-of-another-program ids

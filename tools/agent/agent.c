@@ -11,8 +11,8 @@
  *	second	housekeeping: programs that hung up, memory, leaving when idle
  *
  * After a crash (life > 1) everything is found in the supervisor's table: changes in flight are sent
- * again as they were (journal.c), what was half dropped is dropped, mapped files are stripped before
- * any HELLO, and programs send their requests again.
+ * again as they were (journal.c), what was half dropped is dropped, what was half merged is merged,
+ * mapped files are stripped before any HELLO, and programs send their requests again.
  *
  * Leaving.  When no program is attached and nothing is dirty for conf->idle, or on "stop" and
  * SIGTERM.  The starters' lock is held meanwhile, so that nobody starts another agent while this

@@ -19,6 +19,7 @@
 #include "brk.h"
 #include "debug.h"
 #include "fetch.h"
+#include "journal.h"
 #include "op.h"
 #include "pin.h"
 #include "proc.h"
@@ -75,6 +76,54 @@ static bool clean_in_place(struct ag_vnode *vn, uint64_t page, uint64_t w, void 
 	return true;
 }
 
+/* The next agent does it again, if we do not come to the end. */
+static void merge_begin(struct ag_vnode *vn, uint64_t page, const struct touch *t,
+			const void *bytes)
+{
+	struct ag_merging *m = &vn->ag->journal->merging;
+
+	m->page = page;
+	m->from = t->from;
+	m->to = t->to;
+	m->some = t->which != NULL;
+	memcpy(m->bytes, bytes, t->to - t->from);
+	if (t->which)
+		memcpy(m->which, t->which, sizeof(m->which));
+	atomic_store_explicit(&m->vnode, vn->id, memory_order_release);
+}
+
+static void merge_end(struct ag_vnode *vn)
+{
+	atomic_store_explicit(&vn->ag->journal->merging.vnode, 0, memory_order_release);
+}
+
+static void merge(struct ag_vnode *vn, uint64_t page, uint64_t w, struct touch *t)
+{
+	t->twin = ag_twin(vn->ag, w);
+	t->mark = ag_twin_mark(vn->ag, w);
+	t->inflight = ag_op_inflight(vn, page);
+	if (t->twin)
+		ag_guard(do_merge, t);
+}
+
+void ag_merge_adopt(struct ag_vnode *vn)
+{
+	const struct ag_merging *m = &vn->ag->journal->merging;
+	struct touch t = {
+	    .bytes = m->bytes, .which = m->some ? m->which : NULL, .from = m->from, .to = m->to};
+	uint64_t w;
+
+	if (atomic_load(&m->vnode) != vn->id)
+		return;
+	if (m->page < ag_vn_pages(vn) && t.from < t.to && t.to <= RF_PAGE_SIZE) {
+		t.page = ag_vn_page(vn, m->page);
+		w = atomic_load(&vn->word[m->page]);
+		if (ag_w_twinned(w))
+			merge(vn, m->page, w, &t);
+	}
+	merge_end(vn);
+}
+
 /*
  * Cut off or punched.  In a dirty page nothing of it may stay behind as a change, or the zeros
  * would win over what comes there later: no mark, and no difference to what becomes the twin.
@@ -93,9 +142,11 @@ void ag_page_zero(struct ag_vnode *vn, uint64_t page, uint32_t from, uint32_t to
 
 		if (ag_w_twinned(w)) {
 			t.twin = ag_twin(vn->ag, w);
+			merge_begin(vn, page, &t, ag_zeros);
 			ag_guard(do_zero, &t);
 			if (t.twin)
 				ag_zero(t.twin, from, to);
+			merge_end(vn);
 			inflight = ag_op_inflight(vn, page);
 			if (inflight) /* what arrives of it is not the twin's */
 				ag_unmark((_Atomic uint8_t *)inflight, from, to);
@@ -121,11 +172,9 @@ static void page_bytes(struct ag_vnode *vn, uint64_t page, uint32_t from, uint32
 		uint64_t w = atomic_load(word);
 
 		if (ag_w_twinned(w)) {
-			t.twin = ag_twin(vn->ag, w);
-			t.mark = ag_twin_mark(vn->ag, w);
-			t.inflight = ag_op_inflight(vn, page);
-			if (t.twin)
-				ag_guard(do_merge, &t);
+			merge_begin(vn, page, &t, bytes);
+			merge(vn, page, w, &t);
+			merge_end(vn);
 			ag_count(vn->ag, RF_R_MERGE, 1);
 			return;
 		}

@@ -38,6 +38,8 @@ void ag_page_zero(struct ag_vnode *vn, uint64_t page, uint32_t from, uint32_t to
 
 /* The server's bytes [0, len) of a page, for one that is cached: stored in place, or merged. */
 void ag_page_theirs(struct ag_vnode *vn, uint64_t page, const void *bytes, uint32_t len);
+/* What the agent before was merging when it died. */
+void ag_merge_adopt(struct ag_vnode *vn);
 
 /*
  * Pages that go, with their words WRITEBACK meanwhile: clean ones of [first, end), at most max of them

@@ -29,7 +29,7 @@
 #include "vnode.h"
 
 #define MAGIC 0x6c616e72756f6a52u /* "Rjournal" */
-#define VERSION 2
+#define VERSION 3
 #define WAKE 4 /* of the starved, for each slot that is put back */
 
 /* What of it need not outlive us. */

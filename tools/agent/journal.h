@@ -73,10 +73,25 @@ struct ag_reject {
 	char key[64], path[384];
 };
 
+/*
+ * Bytes of the server that are being merged into a dirty page.  What of them is in the page and not in
+ * the twin would count as a change of ours, and be sent over what others have stored since: so the
+ * next agent merges them once more, which does no harm to what was merged.
+ */
+struct ag_merging {
+	_Atomic uint32_t vnode; /* 0: none; set last, cleared when it is done */
+	uint32_t from, to;      /* bytes of the page */
+	uint32_t some;          /* only those that `which` says */
+	uint64_t page;
+	unsigned char bytes[RF_PAGE_SIZE]; /* the first is that of `from` */
+	uint8_t which[RF_MARK_SIZE];
+};
+
 struct ag_journal {
 	uint64_t magic;
 	uint32_t version;
 	uint64_t nprocs; /* programs that were taken in, ever: makes their ids, see proc.c */
+	struct ag_merging merging;
 	_Atomic uint32_t armed[AG_JOURNAL_SLOTS];
 	uint64_t changes;  /* that servers have applied, ever */
 	uint64_t nrejects; /* ever */

@@ -418,6 +418,7 @@ int ag_vn_adopt(struct ag *ag, const struct ag_keep *k)
 	atomic_store(&vn->st->wb_inflight, 1); /* programs may never see it and `dirtied` clear */
 	ag_freeze_adopt(vn);
 	ag_ops_adopt(vn);
+	ag_merge_adopt(vn);
 	if (!vn->gate)
 		ag_vn_thaw(vn);
 	repair(vn);
