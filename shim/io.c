@@ -84,6 +84,28 @@ void io_buf_put(void *p, size_t n)
 	rf_syscall(SYS_munmap, p, n ? n : 1);
 }
 
+static void hold_put(void *arg)
+{
+	const struct io_hold *h = arg;
+
+	if (h->p)
+		io_buf_put(h->p, h->n);
+}
+
+void *io_hold(struct io_hold *h, size_t n)
+{
+	h->p = NULL;
+	h->n = n;
+	undo_begin(&h->undo, hold_put, h);
+	h->p = io_buf_get(n);
+	return h->p;
+}
+
+void io_release(struct io_hold *h)
+{
+	undo_end(&h->undo);
+}
+
 /* ---- checks that the kernel makes first ---- */
 
 /* Total length, clamped; -EINVAL, -EFAULT.  As far as the kernel checks before it copies. */

@@ -9,6 +9,7 @@
 #include <sys/uio.h>
 
 #include "file.h"
+#include "undo.h"
 
 #define IO_MAX 0x7ffff000u /* the kernel's MAX_RW_COUNT */
 #define IO_POS (-1)        /* as offset: the descriptor's position */
@@ -42,5 +43,14 @@ int64_t io_limit(uint64_t start, uint64_t end);
 #define IO_BUF (128u * 1024)
 void *io_buf_get(size_t n);
 void io_buf_put(void *p, size_t n);
+
+/* The same over a call that may be jumped out of; io_release also after NULL. */
+struct io_hold {
+	void *p;
+	size_t n;
+	struct undo undo;
+};
+void *io_hold(struct io_hold *h, size_t n);
+void io_release(struct io_hold *h);
 
 #endif

@@ -32,10 +32,6 @@
 #define PART(ntwins) ((uint64_t)(ntwins) / 4 * 3)
 #define TRIES 1000u
 
-/* glibc's, behind its older pthread_cleanup_push: what it names is also run by longjmp. */
-void _pthread_cleanup_push(struct _pthread_cleanup_buffer *b, void (*fn)(void *), void *arg);
-void _pthread_cleanup_pop(struct _pthread_cleanup_buffer *b, int run);
-
 static __thread struct {
 	uint32_t tid, attach; /* attach: a fork child is another thread */
 } self;
@@ -161,14 +157,14 @@ void pin_call_begin(struct ctx *c, struct pin_call *p, uint32_t flags)
 	p->attach = atomic_load(&c->attached);
 	p->missed = false;
 	atomic_store(&p->n, 0);
-	_pthread_cleanup_push(&p->cleanup, call_give, p);
+	undo_begin(&p->undo, call_give, p);
 }
 
 void pin_call_end(struct pin_call *p)
 {
 	sys_mask m = sys_block_all(); /* nobody jumps out of this */
 
-	_pthread_cleanup_pop(&p->cleanup, 1);
+	undo_end(&p->undo);
 	sys_setmask(m);
 }
 

@@ -8,9 +8,8 @@
 #ifndef SHIM_PIN_H
 #define SHIM_PIN_H
 
-#include <pthread.h>
-
 #include "core.h"
+#include "undo.h"
 
 /*
  * A pin on pages [page, page + n), with all signals blocked (SYS_MASK_ALL).  -EAGAIN, -EINPROGRESS:
@@ -31,7 +30,7 @@ struct pin_call {
 	uint32_t attach; /* a fork child that comes out of the call has none of these pins */
 	_Atomic uint32_t n;
 	struct rf_pin *pin[PIN_CALL_MAX];
-	struct _pthread_cleanup_buffer cleanup;
+	struct undo undo;
 };
 void pin_call_begin(struct ctx *c, struct pin_call *p, uint32_t flags);
 void pin_call_end(struct pin_call *p);

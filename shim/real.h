@@ -17,6 +17,7 @@
 #define SHIM_REAL_H
 
 #include <errno.h>
+#include <mqueue.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -83,7 +84,10 @@
 	X(ssize_t, pwritev2, (int fd, const struct iovec *iov, int cnt, off_t off, int flags))     \
 	X(ssize_t, pwritev64v2, (int fd, const struct iovec *iov, int cnt, off_t off, int flags))  \
 	X(off_t, lseek, (int fd, off_t off, int whence))                                           \
-	X(off_t, lseek64, (int fd, off_t off, int whence))                                         \
+	X(off_t, lseek64, (int fd, off_t off, int whence))
+
+/* bytes to and from others: w_msg.c */
+#define REAL_MSG(X)                                                                                \
 	X(ssize_t, vmsplice, (int fd, const struct iovec *iov, size_t cnt, unsigned flags))        \
 	X(ssize_t, send, (int fd, const void *buf, size_t n, int flags))                           \
 	X(ssize_t, sendto,                                                                         \
@@ -96,7 +100,26 @@
 	X(ssize_t, __recvfrom_chk,                                                                 \
 	  (int fd, void *buf, size_t n, size_t buflen, int flags, struct sockaddr *from,           \
 	   socklen_t *fl))                                                                         \
-	X(ssize_t, recvmsg, (int fd, struct msghdr *m, int flags))
+	X(ssize_t, recvmsg, (int fd, struct msghdr *m, int flags))                                 \
+	X(int, sendmmsg, (int fd, struct mmsghdr *m, unsigned n, int flags))                       \
+	X(int, recvmmsg, (int fd, struct mmsghdr *m, unsigned n, int flags, struct timespec *t))   \
+	X(int, mq_send, (mqd_t q, const char *buf, size_t n, unsigned prio))                       \
+	X(int, mq_timedsend,                                                                       \
+	  (mqd_t q, const char *buf, size_t n, unsigned prio, const struct timespec *t))           \
+	X(ssize_t, mq_receive, (mqd_t q, char *buf, size_t n, unsigned *prio))                     \
+	X(ssize_t, mq_timedreceive,                                                                \
+	  (mqd_t q, char *buf, size_t n, unsigned *prio, const struct timespec *t))                \
+	X(int, msgsnd, (int q, const void *msg, size_t n, int flags))                              \
+	X(ssize_t, msgrcv, (int q, void *msg, size_t n, long type, int flags))                     \
+	X(ssize_t, process_vm_readv,                                                               \
+	  (pid_t pid, const struct iovec *iov, size_t cnt, const struct iovec *far, size_t nfar,   \
+	   unsigned long flags))                                                                   \
+	X(ssize_t, process_vm_writev,                                                              \
+	  (pid_t pid, const struct iovec *iov, size_t cnt, const struct iovec *far, size_t nfar,   \
+	   unsigned long flags))                                                                   \
+	X(ssize_t, getrandom, (void *buf, size_t n, unsigned flags))                               \
+	X(int, getentropy, (void *buf, size_t n))                                                  \
+	X(void, arc4random_buf, (void *buf, size_t n))
 
 /* bytes from file to file: w_copy.c */
 #define REAL_COPY(X)                                                                               \
@@ -169,7 +192,8 @@
 	X(FILE *, fopen, (const char *path, const char *mode))                                     \
 	X(FILE *, fopen64, (const char *path, const char *mode))                                   \
 	X(FILE *, freopen, (const char *path, const char *mode, FILE *fp))                         \
-	X(FILE *, freopen64, (const char *path, const char *mode, FILE *fp))
+	X(FILE *, freopen64, (const char *path, const char *mode, FILE *fp))                       \
+	X(FILE *, popen, (const char *command, const char *mode))
 
 /* memory: w_mmap.c */
 #define REAL_MMAP(X)                                                                               \
@@ -217,6 +241,7 @@
 #define REAL_LIST(X)                                                                               \
 	REAL_FD(X)                                                                                 \
 	REAL_IO(X)                                                                                 \
+	REAL_MSG(X)                                                                                \
 	REAL_COPY(X)                                                                               \
 	REAL_STAT(X)                                                                               \
 	REAL_SYNC(X)                                                                               \

@@ -1,19 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * w_io.c - calls that move bytes.
+ * w_io.c - calls that read and write files.
  *
  * A managed descriptor goes to io.c.  On any other the kernel does it, unless the program's buffer
- * lies in a managed mapping, where the kernel would get EFAULT from a page without PTE:
- *
- *	what takes from the buffer (write, send)	pin and populate it, call, and again on EFAULT:
- *							nothing was taken then
- *	what consumes (read, recv)			through a private buffer, never again: after
- *							EFAULT a datagram would be gone
- *	what reads past the page cache (O_DIRECT)	straight into the buffer, pinned and made dirty:
- *							after EFAULT a file can be read again
- *
- * Pages that are pinned for such a read stay DIRTY until it is done (state.h), for a device stores to
- * them past the page tables.
+ * lies in a managed mapping (user.h).
  *
  * Counters, locks: none of its own.
  */
@@ -21,13 +11,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "io.h"
-#include "pin.h"
+#include "user.h"
 
-#define likely(x) __builtin_expect(!!(x), 1)
 #define DIRECT_IOV 64
-#define DIRECT_UNIT 512        /* no disk has smaller blocks */
-#define BOUNCE_MAX (64u << 20) /* a larger read into a managed mapping comes back short */
+#define DIRECT_UNIT 512 /* no disk has smaller blocks */
 
 /* Neither the descriptor nor the buffer is ours: the kernel's business alone. */
 static inline bool plain(struct ctx *c, int fd, const void *buf, size_t n)
@@ -35,96 +22,10 @@ static inline bool plain(struct ctx *c, int fd, const void *buf, size_t n)
 	return likely(!file_entry(c, fd)) && likely(!map_hits(c, buf, n));
 }
 
-static bool iov_hits(const struct ctx *c, const struct iovec *iov, int cnt)
-{
-	if (likely(!atomic_load_explicit(&c->map_hi, memory_order_relaxed)) || cnt < 0 ||
-	    cnt > IOV_MAX)
-		return false;
-	for (int i = 0; i < cnt; i++)
-		if (map_hits(c, iov[i].iov_base, iov[i].iov_len))
-			return true;
-	return false;
-}
-
 static inline bool plain_iov(struct ctx *c, int fd, const struct iovec *iov, int cnt)
 {
-	return likely(!file_entry(c, fd)) && likely(!iov_hits(c, iov, cnt));
+	return likely(!file_entry(c, fd)) && likely(!iov_hits(c, iov, (size_t)cnt));
 }
-
-/* ---- unmanaged descriptors, managed buffers ---- */
-
-#define POPULATE_TRIES 100
-
-/* What lies in managed mappings is there for the kernel to load (write: to store): true if all is. */
-static bool iov_populate(struct ctx *c, const struct iovec *iov, int cnt, bool write,
-			 struct pin_call *pins)
-{
-	bool all = true;
-
-	for (int i = 0; i < cnt; i++)
-		if (map_hits(c, iov[i].iov_base, iov[i].iov_len))
-			all &= !map_populate(c, iov[i].iov_base, iov[i].iov_len, write, pins);
-	return all;
-}
-
-/* The value of `call`, repeated while a strip comes between populating and the kernel's look. */
-#define POPULATED(c, iov, cnt, call)                                                               \
-	({                                                                                         \
-		struct pin_call p_;                                                                \
-		ssize_t r_;                                                                        \
-		pin_call_begin(c, &p_, 0);                                                         \
-		for (int tries_ = 0; tries_ < POPULATE_TRIES; tries_++) {                          \
-			bool all_ = iov_populate(c, iov, cnt, false, tries_ ? NULL : &p_);         \
-			r_ = (call);                                                               \
-			if (r_ >= 0 || errno != EFAULT || !all_)                                   \
-				break;                                                             \
-		}                                                                                  \
-		pin_call_end(&p_);                                                                 \
-		r_;                                                                                \
-	})
-
-static size_t iov_bytes(const struct iovec *iov, int cnt)
-{
-	size_t n = 0;
-
-	for (int i = 0; i < cnt; i++)
-		n += iov[i].iov_len < BOUNCE_MAX - n ? iov[i].iov_len : BOUNCE_MAX - n;
-	return n;
-}
-
-/* False, and EFAULT: part of it has no place to go, and is lost. */
-static bool scatter(struct ctx *c, const struct iovec *iov, const char *src, size_t n)
-{
-	for (; n; iov++) {
-		size_t len = iov->iov_len < n ? iov->iov_len : n;
-
-		if (page_copy_user(c, iov->iov_base, src, len)) {
-			errno = EFAULT;
-			return false;
-		}
-		src += len;
-		n -= len;
-	}
-	return true;
-}
-
-/* The value of `call`, which receives into b_[0], then in the place of iov. */
-#define BOUNCED(iov, cnt, call)                                                                    \
-	({                                                                                         \
-		struct iovec b_[1] = {{NULL, iov_bytes(iov, cnt)}};                                \
-		ssize_t r_ = -1;                                                                   \
-		b_->iov_base = io_buf_get(b_->iov_len);                                            \
-		errno = b_->iov_base ? errno : ENOMEM;                                             \
-		if (b_->iov_base) {                                                                \
-			r_ = (call);                                                               \
-			if (r_ > 0 &&                                                              \
-			    !scatter(c, iov, b_->iov_base,                                         \
-				     (size_t)r_ < b_->iov_len ? (size_t)r_ : b_->iov_len))         \
-				r_ = -1;                                                           \
-			io_buf_put(b_->iov_base, b_->iov_len);                                     \
-		}                                                                                  \
-		r_;                                                                                \
-	})
 
 /* ---- what is not plain.  off: IO_POS, an offset, or below that for one that is invalid ---- */
 
@@ -161,14 +62,14 @@ static ssize_t read_direct(struct ctx *c, int fd, const struct iovec *iov, int c
 	if (cnt > DIRECT_IOV)
 		return r;
 	pin_call_begin(c, &pins, RF_PIN_LONG);
-	whole = iov_populate(c, iov, cnt, true, &pins);
+	whole = iov_populate(c, iov, (size_t)cnt, true, &pins);
 	while (!pins.missed && (k = iov_skip(rest, iov, cnt, (size_t)n)) > 0) {
 		*done = true;
 		r = off == IO_POS && !flags
 			? c->real.readv(fd, rest, k)
 			: c->real.preadv2(fd, rest, k, off == IO_POS ? off : off + n, flags);
 		if (r < 0 && errno == EFAULT && whole && ++tries < POPULATE_TRIES) {
-			whole = iov_populate(c, rest, k, true, NULL);
+			whole = iov_populate(c, rest, (size_t)k, true, NULL);
 			continue;
 		}
 		if (r <= 0)
@@ -205,7 +106,7 @@ slow_read(struct ctx *c, int fd, const struct iovec *iov, int cnt, off_t off, in
 		file_put(c, f);
 		return wrap_ret(r);
 	}
-	if (!iov_hits(c, iov, cnt))
+	if (!iov_hits(c, iov, (size_t)cnt))
 		return off == IO_POS && !flags ? c->real.readv(fd, iov, cnt)
 					       : c->real.preadv2(fd, iov, cnt, off, flags);
 	if (is_direct(fd)) {
@@ -213,7 +114,7 @@ slow_read(struct ctx *c, int fd, const struct iovec *iov, int cnt, off_t off, in
 		if (done)
 			return r;
 	}
-	return BOUNCED(iov, cnt,
+	return BOUNCED(c, iov, (size_t)cnt,
 		       off == IO_POS && !flags ? c->real.readv(fd, b_, 1)
 					       : c->real.preadv2(fd, b_, 1, off, flags));
 }
@@ -231,7 +132,7 @@ slow_write(struct ctx *c, int fd, const struct iovec *iov, int cnt, off_t off, i
 		file_put(c, f);
 		return wrap_ret(r);
 	}
-	return POPULATED(c, iov, cnt,
+	return POPULATED(c, iov, (size_t)cnt,
 			 off == IO_POS && !flags ? c->real.writev(fd, iov, cnt)
 						 : c->real.pwritev2(fd, iov, cnt, off, flags));
 }
@@ -355,7 +256,7 @@ ssize_t w_pwritev2(int fd, const struct iovec *iov, int cnt, off_t off, int flag
 }
 WRAP_ALIAS(pwritev64v2, pwritev2);
 
-/* ---- position, and pages for pipes ---- */
+/* ---- position ---- */
 
 off_t w_lseek(int fd, off_t off, int whence)
 {
@@ -373,111 +274,3 @@ off_t w_lseek(int fd, off_t off, int whence)
 	return wrap_ret(off);
 }
 WRAP_ALIAS(lseek64, lseek);
-
-/*
- * Pages of mappings become the pipe's.  The pin is for the call: what the pipe holds afterwards lives on
- * by itself, whatever becomes of the file.  From a pipe to memory it is a read.
- */
-ssize_t w_vmsplice(int fd, const struct iovec *iov, size_t cnt, unsigned flags)
-{
-	struct ctx *c = ctx_get();
-	const int n = cnt <= IOV_MAX ? (int)cnt : IOV_MAX + 1;
-
-	if (likely(!iov_hits(c, iov, n)))
-		return c->real.vmsplice(fd, iov, cnt, flags);
-	if ((rf_syscall(SYS_fcntl, fd, F_GETFL) & O_ACCMODE) == O_RDONLY)
-		return BOUNCED(iov, n, c->real.vmsplice(fd, b_, 1, flags));
-	return POPULATED(c, iov, n, c->real.vmsplice(fd, iov, cnt, flags));
-}
-
-/* ---- sockets: never managed ---- */
-
-ssize_t w_send(int fd, const void *buf, size_t n, int flags)
-{
-	struct ctx *c = ctx_get();
-	struct iovec v = {(void *)(uintptr_t)buf, n};
-
-	if (likely(!map_hits(c, buf, n)))
-		return c->real.send(fd, buf, n, flags);
-	return POPULATED(c, &v, 1, c->real.send(fd, buf, n, flags));
-}
-
-ssize_t w_sendto(int fd, const void *buf, size_t n, int flags, const struct sockaddr *to,
-		 socklen_t tl)
-{
-	struct ctx *c = ctx_get();
-	struct iovec v[2] = {{(void *)(uintptr_t)buf, n}, {(void *)(uintptr_t)to, to ? tl : 0}};
-
-	if (likely(!iov_hits(c, v, 2)))
-		return c->real.sendto(fd, buf, n, flags, to, tl);
-	return POPULATED(c, v, 2, c->real.sendto(fd, buf, n, flags, to, tl));
-}
-
-ssize_t w_sendmsg(int fd, const struct msghdr *m, int flags)
-{
-	struct ctx *c = ctx_get();
-	struct iovec v[2] = {{m->msg_name, m->msg_name ? m->msg_namelen : 0},
-			     {m->msg_control, m->msg_control ? m->msg_controllen : 0}};
-	const int n = m->msg_iovlen <= IOV_MAX ? (int)m->msg_iovlen : IOV_MAX + 1;
-
-	if (likely(!iov_hits(c, m->msg_iov, n) && !iov_hits(c, v, 2)))
-		return c->real.sendmsg(fd, m, flags);
-	iov_populate(c, v, 2, false, NULL);
-	return POPULATED(c, m->msg_iov, n <= IOV_MAX ? n : 0, c->real.sendmsg(fd, m, flags));
-}
-
-ssize_t w_recv(int fd, void *buf, size_t n, int flags)
-{
-	struct ctx *c = ctx_get();
-	struct iovec v = {buf, n};
-
-	if (likely(!map_hits(c, buf, n)))
-		return c->real.recv(fd, buf, n, flags);
-	return BOUNCED(&v, 1, c->real.recv(fd, b_->iov_base, b_->iov_len, flags));
-}
-
-ssize_t w___recv_chk(int fd, void *buf, size_t n, size_t buflen, int flags)
-{
-	return n > buflen ? ctx_get()->real.__recv_chk(fd, buf, n, buflen, flags)
-			  : w_recv(fd, buf, n, flags);
-}
-
-ssize_t w_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from, socklen_t *fl)
-{
-	struct ctx *c = ctx_get();
-	struct iovec v = {buf, n};
-
-	if (likely(!map_hits(c, buf, n)))
-		return c->real.recvfrom(fd, buf, n, flags, from, fl);
-	return BOUNCED(&v, 1, c->real.recvfrom(fd, b_->iov_base, b_->iov_len, flags, from, fl));
-}
-
-ssize_t w___recvfrom_chk(int fd, void *buf, size_t n, size_t buflen, int flags,
-			 struct sockaddr *from, socklen_t *fl)
-{
-	return n > buflen ? ctx_get()->real.__recvfrom_chk(fd, buf, n, buflen, flags, from, fl)
-			  : w_recvfrom(fd, buf, n, flags, from, fl);
-}
-
-static ssize_t recvmsg_into(struct ctx *c, int fd, struct msghdr *m, struct iovec *b, int flags)
-{
-	struct msghdr copy = *m;
-	ssize_t r;
-
-	copy.msg_iov = b;
-	copy.msg_iovlen = 1;
-	r = c->real.recvmsg(fd, &copy, flags);
-	m->msg_namelen = copy.msg_namelen;
-	m->msg_controllen = copy.msg_controllen;
-	m->msg_flags = copy.msg_flags;
-	return r;
-}
-
-ssize_t w_recvmsg(int fd, struct msghdr *m, int flags)
-{
-	struct ctx *c = ctx_get();
-
-	if (likely(!iov_hits(c, m->msg_iov, (int)m->msg_iovlen)))
-		return c->real.recvmsg(fd, m, flags);
-	return BOUNCED(m->msg_iov, (int)m->msg_iovlen, recvmsg_into(c, fd, m, b_, flags));
-}

@@ -5,7 +5,8 @@
  *
  * Its streams reach the kernel through one exported table of functions, _IO_file_jumps (and its
  * wide twin).  When the first descriptor becomes managed, the read, write, seek, close and stat
- * entries are replaced by ours, which hand streams of unmanaged descriptors back to the originals.
+ * entries are replaced by ours, which hand streams of unmanaged descriptors back to the originals,
+ * unless the program's buffer lies in a managed mapping.
  * glibc checks where a stream's table lies, not what is in it; the table's page is read-only after
  * relocation, so it is opened for the moment.  This covers streams made before, stdout above all:
  * the shell's `echo x > file`.
@@ -47,9 +48,15 @@ static bool managed(FILE *fp)
 	return file_entry(ctx_get(), fp->_fileno) != NULL;
 }
 
+/* Large blocks go between the kernel and the program's own buffer. */
+static bool ours(FILE *fp, const void *buf, ssize_t n)
+{
+	return managed(fp) || map_hits(ctx_get(), buf, (size_t)n);
+}
+
 static ssize_t our_read(FILE *fp, void *buf, ssize_t n)
 {
-	return managed(fp) ? w_read(fp->_fileno, buf, (size_t)n) : orig.read(fp, buf, n);
+	return ours(fp, buf, n) ? w_read(fp->_fileno, buf, (size_t)n) : orig.read(fp, buf, n);
 }
 
 /* As glibc's: all of it, or what was written before the error. */
@@ -57,7 +64,7 @@ static ssize_t our_write(FILE *fp, const void *buf, ssize_t n)
 {
 	ssize_t done = 0, r;
 
-	if (!managed(fp))
+	if (!ours(fp, buf, n))
 		return orig.write(fp, buf, n);
 	while (done < n) {
 		r = w_write(fp->_fileno, (const char *)buf + done, (size_t)(n - done));
@@ -249,3 +256,21 @@ FILE *w_freopen(const char *path, const char *mode, FILE *fp)
 	return ours ? fp : adopted(c, fp, path, mode);
 }
 WRAP_ALIAS(freopen64, freopen);
+
+/* Its streams have a table of their own. */
+FILE *w_popen(const char *command, const char *mode)
+{
+	struct ctx *c = ctx_get();
+	FILE *fp = c->real.popen(command, mode);
+	void **jumps;
+	sys_mask m;
+
+	if (!fp || !c->nvol)
+		return fp;
+	stdio_init(c);
+	memcpy(&jumps, fp + 1, sizeof(jumps)); /* struct _IO_FILE_plus */
+	m = sys_lock(&c->once_lock);
+	patch(jumps);
+	sys_unlock(&c->once_lock, m);
+	return fp;
+}

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * undo.h - what a wrapper holds while it waits, and must not keep when a signal handler jumps out of the
+ * wait, or the thread is cancelled in it.
+ *
+ * glibc's older pthread_cleanup_push does that: what it is given runs also when longjmp leaves the frame
+ * (the newer one, behind the macro of that name, knows of cancellation only).  A jump between having
+ * something and telling undo of it leaks it: where that matters, signals are blocked meanwhile.
+ */
+#ifndef SHIM_UNDO_H
+#define SHIM_UNDO_H
+
+#include <pthread.h>
+
+void _pthread_cleanup_push(struct _pthread_cleanup_buffer *b, void (*fn)(void *), void *arg);
+void _pthread_cleanup_pop(struct _pthread_cleanup_buffer *b, int run);
+
+struct undo {
+	struct _pthread_cleanup_buffer b;
+};
+
+/* In the frame that waits, or one that outlives it; in the order of a stack. */
+static inline void undo_begin(struct undo *u, void (*fn)(void *), void *arg)
+{
+	_pthread_cleanup_push(&u->b, fn, arg);
+}
+/* It is done here and now. */
+static inline void undo_end(struct undo *u)
+{
+	_pthread_cleanup_pop(&u->b, 1);
+}
+
+#endif
