@@ -239,17 +239,26 @@ static int open_pending(struct ctx *c, int fd, struct file *f)
 	return 0;
 }
 
-struct file *file_get_slow(struct ctx *c, int fd)
+static void held_put(void *arg)
+{
+	const struct file_held *h = arg;
+
+	file_put(rf_ctx, h->f);
+}
+
+struct file *file_get_slow(struct ctx *c, int fd, struct file_held *h)
 {
 	struct file *f = file_ref(c, fd);
 	int r = 0;
 
 	if (!f)
 		return NULL;
+	h->f = f;
+	undo_begin(&h->undo, held_put, h);
 	if (__builtin_expect(!atomic_load_explicit(&f->vn, memory_order_acquire), 0)) {
 		if (file_foreign(
 			c)) { /* a vfork child about to exec; the new image will adopt it */
-			file_put(c, f);
+			file_done(h);
 			return NULL;
 		}
 		r = open_pending(c, fd, f);
@@ -259,7 +268,7 @@ struct file *file_get_slow(struct ctx *c, int fd)
 	}
 	if (__builtin_expect(!r, 1))
 		return f;
-	file_put(c, f);
+	file_done(h);
 	return (struct file *)(long)r;
 }
 

@@ -23,6 +23,7 @@
 #include <fcntl.h>
 
 #include "core.h"
+#include "undo.h"
 
 struct file {
 	_Atomic uint32_t refs;   /* descriptors and calls under way; 0 = free */
@@ -46,14 +47,23 @@ static inline struct file *file_entry(struct ctx *c, int fd)
 
 /*
  * NULL: fd is not managed.  sys_err(f): it is, but cannot be used (the agent is not to be had);
- * fail the call with that.  Else attached, f->vn is there, and file_put gives it back.
+ * fail the call with that.  Else attached, f->vn is there, and file_done gives it back: or a jump out
+ * of the call does, so *h is in its frame.
  */
-struct file *file_get_slow(struct ctx *c, int fd);
-static inline struct file *file_get(struct ctx *c, int fd)
+struct file_held {
+	struct file *f;
+	struct undo undo;
+};
+struct file *file_get_slow(struct ctx *c, int fd, struct file_held *h);
+static inline struct file *file_get(struct ctx *c, int fd, struct file_held *h)
 {
-	return __builtin_expect(!file_entry(c, fd), 1) ? NULL : file_get_slow(c, fd);
+	return __builtin_expect(!file_entry(c, fd), 1) ? NULL : file_get_slow(c, fd, h);
 }
-/* The same without looking for the agent: f->vn may be NULL.  Never an error. */
+static inline void file_done(struct file_held *h)
+{
+	undo_end(&h->undo);
+}
+/* A reference without looking for the agent: f->vn may be NULL.  Never an error. */
 struct file *file_ref(struct ctx *c, int fd);
 void file_put(struct ctx *c, struct file *f);
 /* One more on a file that the caller holds. */

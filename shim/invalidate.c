@@ -40,6 +40,7 @@ static int check(int flags)
 API ssize_t refault_finvalidate(int fd, int flags)
 {
 	struct ctx *c = ctx_get();
+	struct file_held held;
 	struct file *f;
 	ssize_t r = check(flags);
 
@@ -47,13 +48,13 @@ API ssize_t refault_finvalidate(int fd, int flags)
 		return wrap_ret(r);
 	if (rf_syscall(SYS_fcntl, fd, F_GETFD) < 0 || file_hidden(c, fd))
 		return wrap_ret(-EBADF);
-	f = file_get(c, fd);
+	f = file_get(c, fd, &held);
 	if (!f)
 		return wrap_ret(-EINVAL);
 	if (sys_err(f))
 		return wrap_ret((ssize_t)f);
 	r = invalidate(c, f, flags);
-	file_put(c, f);
+	file_done(&held);
 	return wrap_ret(r);
 }
 

@@ -51,7 +51,6 @@ static void *populated(size_t n)
 	return sys_err(p) ? NULL : p;
 }
 
-/* A buffer is lost to the pool, not more, if a handler jumps out of the call that holds it. */
 void *io_buf_get(size_t n)
 {
 	uint32_t t = atomic_load(&bufs.taken);
@@ -88,16 +87,15 @@ static void hold_put(void *arg)
 {
 	const struct io_hold *h = arg;
 
-	if (h->p)
-		io_buf_put(h->p, h->n);
+	io_buf_put(h->p, h->n);
 }
 
 void *io_hold(struct io_hold *h, size_t n)
 {
-	h->p = NULL;
-	h->n = n;
-	undo_begin(&h->undo, hold_put, h);
 	h->p = io_buf_get(n);
+	h->n = n;
+	if (h->p)
+		undo_begin(&h->undo, hold_put, h);
 	return h->p;
 }
 
@@ -586,6 +584,7 @@ ssize_t io_write(struct ctx *c, struct file *f, int fd, const struct iovec *iov,
 	const bool pos = off == IO_POS;
 	struct source s = {.iov = iov};
 	ssize_t n = iov_total(iov, cnt), r;
+	struct io_hold hold;
 	bool durable;
 	long flags;
 	char *buf;
@@ -610,7 +609,7 @@ ssize_t io_write(struct ctx *c, struct file *f, int fd, const struct iovec *iov,
 		return flags;
 	durable = (f->flags & O_DSYNC) || (rwf & (RWF_DSYNC | RWF_SYNC));
 	count(c, RF_R_WRITE);
-	buf = io_buf_get(IO_BUF);
+	buf = io_hold(&hold, IO_BUF);
 	if (!buf)
 		return -ENOMEM;
 	if ((flags & O_APPEND) || (rwf & RWF_APPEND)) {
@@ -639,7 +638,7 @@ ssize_t io_write(struct ctx *c, struct file *f, int fd, const struct iovec *iov,
 		r = e ? e : r;
 	}
 out:
-	io_buf_put(buf, IO_BUF);
+	io_release(&hold);
 	return r;
 }
 

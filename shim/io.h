@@ -44,7 +44,7 @@ int64_t io_limit(uint64_t start, uint64_t end);
 void *io_buf_get(size_t n);
 void io_buf_put(void *p, size_t n);
 
-/* The same over a call that may be jumped out of; io_release also after NULL. */
+/* The same over a call that may be jumped out of.  NULL: none, and nothing to release. */
 struct io_hold {
 	void *p;
 	size_t n;

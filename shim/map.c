@@ -561,9 +561,29 @@ out:
 
 /* ---- the rest of the family: for every managed piece of [addr, addr + len) ---- */
 
-/* The first entry that ends above `at`, held: its file and views stay until piece_put. */
-static bool piece_get(struct ctx *c, uintptr_t at, uintptr_t end, struct map_entry *e)
+/* An entry that is held: its file and views stay. */
+struct piece {
+	struct map_entry e;
+	struct undo undo;
+};
+
+static void piece_drop(void *arg)
 {
+	const struct piece *p = arg;
+	struct ctx *c = rf_ctx;
+	struct file *f;
+	sys_mask m = sys_lock(&c->lock);
+
+	f = local_drop(p->e.l);
+	sys_unlock(&c->lock, m);
+	if (f)
+		file_put(c, f);
+}
+
+/* The first that ends above `at`, until piece_put. */
+static bool piece_get(struct ctx *c, uintptr_t at, uintptr_t end, struct piece *p)
+{
+	struct map_entry *e = &p->e;
 	sys_mask m = sys_lock(&c->lock);
 	uint32_t i = lower(c, at);
 	bool hit = i < atomic_load(&c->proc->nmaps);
@@ -572,33 +592,30 @@ static bool piece_get(struct ctx *c, uintptr_t at, uintptr_t end, struct map_ent
 		entry_load(c, i, e);
 		hit = e->start < end && e->l;
 	}
-	if (hit)
+	if (hit) {
 		atomic_fetch_add(&e->l->refs, 1);
+		undo_begin(&p->undo, piece_drop, p);
+	}
 	sys_unlock(&c->lock, m);
 	return hit;
 }
 
-static void piece_put(struct ctx *c, struct map_entry *e)
+static void piece_put(struct piece *p)
 {
-	struct file *f;
-	sys_mask m = sys_lock(&c->lock);
-
-	f = local_drop(e->l);
-	sys_unlock(&c->lock, m);
-	if (f)
-		file_put(c, f);
+	undo_end(&p->undo);
 }
 
 int map_each(struct ctx *c, const void *addr, size_t len, map_fn fn, void *arg)
 {
 	uintptr_t at = (uintptr_t)addr, end = at + len;
-	struct map_entry e;
+	struct piece p;
 	int r = 0;
 
-	while (!r && at < end && piece_get(c, at, end, &e)) {
-		r = fn(c, &e, e.start > at ? e.start : at, e.end < end ? e.end : end, arg);
-		at = e.end;
-		piece_put(c, &e);
+	while (!r && at < end && piece_get(c, at, end, &p)) {
+		r = fn(c, &p.e, p.e.start > at ? p.e.start : at, p.e.end < end ? p.e.end : end,
+		       arg);
+		at = p.e.end;
+		piece_put(&p);
 	}
 	return r;
 }

@@ -296,6 +296,7 @@ static int lock_lines(struct ctx *c, char *buf, bool populate)
 int map_mlockall(struct ctx *c, int flags)
 {
 	const uintptr_t all = ~(uintptr_t)0 & ~(RF_PAGE_SIZE - 1);
+	struct io_hold hold;
 	char *buf;
 	int r;
 
@@ -306,7 +307,7 @@ int map_mlockall(struct ctx *c, int flags)
 		map_flags(c, 0, all, RF_MAP_LOCKED, 0);
 	if (r || !(flags & MCL_CURRENT))
 		return r;
-	buf = io_buf_get(IO_BUF);
+	buf = io_hold(&hold, IO_BUF);
 	if (!buf)
 		return -ENOMEM;
 	r = lock_lines(c, buf, false);
@@ -317,7 +318,7 @@ int map_mlockall(struct ctx *c, int flags)
 		if (c->proc)
 			map_lock_populate(c, NULL, all);
 	}
-	io_buf_put(buf, IO_BUF);
+	io_release(&hold);
 	if (r)
 		map_mlockall(c, 0);
 	return r;

@@ -72,12 +72,14 @@ bool iov_scatter(struct ctx *c, const struct iovec *iov, const char *src, size_t
 		ssize_t r_ = -1;                                                                   \
 		b_->iov_base = io_hold(&h_, b_->iov_len);                                          \
 		errno = b_->iov_base ? errno : ENOMEM;                                             \
-		if (b_->iov_base)                                                                  \
+		if (b_->iov_base) {                                                                \
 			r_ = (call);                                                               \
-		if (r_ > 0 && !iov_scatter(c, iov, b_->iov_base,                                   \
-					   (size_t)r_ < b_->iov_len ? (size_t)r_ : b_->iov_len))   \
-			r_ = -1;                                                                   \
-		io_release(&h_);                                                                   \
+			if (r_ > 0 &&                                                              \
+			    !iov_scatter(c, iov, b_->iov_base,                                     \
+					 (size_t)r_ < b_->iov_len ? (size_t)r_ : b_->iov_len))     \
+				r_ = -1;                                                           \
+			io_release(&h_);                                                           \
+		}                                                                                  \
 		r_;                                                                                \
 	})
 

@@ -71,7 +71,8 @@ static int advise(struct ctx *c, struct file *f, off_t off, off_t n, int advice)
 int w_posix_fadvise(int fd, off_t off, off_t n, int advice)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = file_get(c, fd);
+	struct file_held held;
+	struct file *f = file_get(c, fd, &held);
 	int r;
 
 	if (!f)
@@ -79,7 +80,7 @@ int w_posix_fadvise(int fd, off_t off, off_t n, int advice)
 	if (sys_err(f))
 		return (int)-(long)f;
 	r = advise(c, f, off, n, advice);
-	file_put(c, f);
+	file_done(&held);
 	return -r;
 }
 WRAP_ALIAS(posix_fadvise64, posix_fadvise);
@@ -87,7 +88,8 @@ WRAP_ALIAS(posix_fadvise64, posix_fadvise);
 ssize_t w_readahead(int fd, off64_t off, size_t n)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = file_get(c, fd);
+	struct file_held held;
+	struct file *f = file_get(c, fd, &held);
 	int r;
 
 	if (!f)
@@ -98,6 +100,6 @@ ssize_t w_readahead(int fd, off64_t off, size_t n)
 	    : (ssize_t)n < 0                   ? -EINVAL
 	    : off < 0                          ? 0
 					       : will_need(c, f, (uint64_t)off, n);
-	file_put(c, f);
+	file_done(&held);
 	return wrap_ret((ssize_t)r);
 }

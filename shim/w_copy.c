@@ -72,7 +72,8 @@ static void off_out(off_t *off, const off_t *used)
 struct end {
 	int fd;
 	struct file *f; /* NULL: not managed */
-	off_t *off;     /* the program's; NULL: at the position */
+	struct file_held held;
+	off_t *off; /* the program's; NULL: at the position */
 	off_t pos;
 	int flags; /* F_GETFL */
 	mode_t mode;
@@ -89,7 +90,7 @@ static bool writable(const struct end *e)
 	return (e->flags & O_ACCMODE) == O_WRONLY || (e->flags & O_ACCMODE) == O_RDWR;
 }
 
-/* 0 or -EBADF, or why a managed file cannot be had.  After 0: end_put. */
+/* 0 or -EBADF, or why a managed file cannot be had.  After 0: end_put, the last one first. */
 static int end_get(struct ctx *c, struct end *e, int fd, off_t *off)
 {
 	struct stat st = {0};
@@ -107,17 +108,17 @@ static int end_get(struct ctx *c, struct end *e, int fd, off_t *off)
 	rf_syscall(SYS_fstat, fd, &st);
 	e->mode = st.st_mode;
 	e->size = (uint64_t)st.st_size;
-	e->f = file_get(c, fd);
+	e->f = file_get(c, fd, &e->held);
 	if (sys_err(e->f))
 		return (int)(long)e->f;
 	e->pos = off ? *off : rf_syscall(SYS_lseek, fd, 0, SEEK_CUR);
 	return 0;
 }
 
-static void end_put(struct ctx *c, struct end *e)
+static void end_put(struct end *e)
 {
 	if (e->f)
-		file_put(c, e->f);
+		file_done(&e->held);
 }
 
 /* Both ends or none. */
@@ -130,7 +131,7 @@ static int ends_get(struct ctx *c, struct end *a, int afd, off_t *aoff, struct e
 		return r;
 	r = end_get(c, b, bfd, boff);
 	if (r)
-		end_put(c, a);
+		end_put(a);
 	return r;
 }
 
@@ -186,7 +187,8 @@ static int remap(struct ctx *c, uint32_t kind, const struct end *in, uint64_t fr
 static ssize_t move(struct end *in, struct end *out, size_t n)
 {
 	const bool seeks = S_ISREG(out->mode) || S_ISBLK(out->mode);
-	char *buf = io_buf_get(IO_BUF);
+	struct io_hold hold;
+	char *buf = io_hold(&hold, IO_BUF);
 	ssize_t r = 0, w = 0;
 	size_t done = 0;
 
@@ -204,7 +206,7 @@ static ssize_t move(struct end *in, struct end *out, size_t n)
 		if (w <= 0 || (!seeks && w < r))
 			break;
 	}
-	io_buf_put(buf, IO_BUF);
+	io_release(&hold);
 	if (!done)
 		return r < 0 || w < 0 ? -errno : 0;
 	end_moved(in, done);
@@ -307,12 +309,19 @@ ssize_t w_copy_file_range(int in, off_t *ioff, int out, off_t *ooff, size_t n, u
 	if (r)
 		return wrap_ret(r);
 	r = flags ? -EINVAL : copy_range(c, &a, &b, n);
-	end_put(c, &b);
-	end_put(c, &a);
+	end_put(&b);
+	end_put(&a);
 	return wrap_ret(r);
 }
 
 /* ---- pipes ---- */
+
+static void pages_unmap(void *arg)
+{
+	const struct iovec *v = arg;
+
+	rf_syscall(SYS_munmap, v->iov_base, v->iov_len);
+}
 
 /*
  * Pages of our own, given to the pipe: it waits for room for one, takes as many as there is room
@@ -322,6 +331,7 @@ static ssize_t file_to_pipe(struct ctx *c, struct end *in, int out, size_t n, un
 {
 	long room = rf_syscall(SYS_fcntl, out, F_GETPIPE_SZ);
 	struct iovec v = {.iov_len = n < IO_MAX ? n : IO_MAX};
+	struct undo undo;
 	ssize_t r;
 	void *p;
 
@@ -332,6 +342,7 @@ static ssize_t file_to_pipe(struct ctx *c, struct end *in, int out, size_t n, un
 	if (sys_err(p))
 		return -ENOMEM;
 	v.iov_base = p;
+	undo_begin(&undo, pages_unmap, &v);
 	r = io_read(c, in->f, in->fd, &v, 1, in->pos, 0);
 	if (r > 0) {
 		struct iovec got = {p, (size_t)r};
@@ -344,27 +355,36 @@ static ssize_t file_to_pipe(struct ctx *c, struct end *in, int out, size_t n, un
 			       flags & SPLICE_F_NONBLOCK ? &(struct timespec){0} : NULL, NULL, 0);
 		r = r < 0 ? r : r ? 0 : -EAGAIN;
 	}
-	rf_syscall(SYS_munmap, p, v.iov_len);
+	undo_end(&undo);
 	if (r > 0)
 		end_moved(in, (size_t)r);
 	return r;
 }
 
+static void pipe_close(void *arg)
+{
+	const int *p = arg;
+
+	rf_syscall(SYS_close, p[0]);
+	rf_syscall(SYS_close, p[1]);
+}
+
 /* 1: there is a byte, or was just now; 0: no writer is left; -EAGAIN, -EINTR. */
 static int pipe_wait(int fd, bool wait)
 {
+	struct undo undo;
 	int p[2];
 	long r = rf_syscall(SYS_pipe2, p, O_CLOEXEC);
 
 	if (r)
 		return (int)r;
+	undo_begin(&undo, pipe_close, p);
 	do {
 		r = rf_syscall(SYS_tee, fd, p[1], 1, wait ? 0 : SPLICE_F_NONBLOCK);
 		if (!r) /* no writer, or another reader was faster */
 			r = rf_syscall(SYS_tee, fd, p[1], 1, SPLICE_F_NONBLOCK);
 	} while (r == -EAGAIN && wait);
-	rf_syscall(SYS_close, p[0]);
-	rf_syscall(SYS_close, p[1]);
+	undo_end(&undo);
 	return (int)r;
 }
 
@@ -389,7 +409,8 @@ static ssize_t pipe_take(int fd, void *buf, size_t n)
 
 static ssize_t pipe_to_file(struct ctx *c, int in, struct end *out, size_t n, bool wait)
 {
-	char *buf = io_buf_get(IO_BUF);
+	struct io_hold hold;
+	char *buf = io_hold(&hold, IO_BUF);
 	struct iovec v = {.iov_base = buf};
 	ssize_t r = 0, w;
 	size_t done = 0;
@@ -429,7 +450,7 @@ static ssize_t pipe_to_file(struct ctx *c, int in, struct end *out, size_t n, bo
 			break;
 		}
 	}
-	io_buf_put(buf, IO_BUF);
+	io_release(&hold);
 	return done ? (ssize_t)done : r;
 }
 
@@ -473,8 +494,8 @@ ssize_t w_splice(int in, off_t *ioff, int out, off_t *ooff, size_t n, unsigned f
 	if (r)
 		return wrap_ret(r);
 	r = splice_ends(c, &a, &b, n, flags);
-	end_put(c, &b);
-	end_put(c, &a);
+	end_put(&b);
+	end_put(&a);
 	return wrap_ret(r);
 }
 
@@ -519,8 +540,8 @@ ssize_t w_sendfile(int out, int in, off_t *off, size_t n)
 	if (r)
 		return wrap_ret(r);
 	r = send_ends(c, &a, &b, n);
-	end_put(c, &b);
-	end_put(c, &a);
+	end_put(&b);
+	end_put(&a);
 	return wrap_ret(r);
 }
 WRAP_ALIAS(sendfile64, sendfile);
@@ -563,8 +584,8 @@ static int clone_range(struct ctx *c, int fd, const struct file_clone_range *a)
 	if (r)
 		return r;
 	r = clone_ends(c, &src, &dst, a);
-	end_put(c, &src);
-	end_put(c, &dst);
+	end_put(&src);
+	end_put(&dst);
 	return r;
 }
 
@@ -598,7 +619,7 @@ static int dedupe_one(struct ctx *c, struct end *src, const struct file_dedupe_r
 	to->bytes_deduped = done;
 	if (!r && len && !done)
 		r = FILE_DEDUPE_RANGE_DIFFERS;
-	end_put(c, &dst);
+	end_put(&dst);
 	return r;
 }
 
@@ -644,7 +665,7 @@ static int dedupe_range(struct ctx *c, int fd, struct file_dedupe_range *a)
 	if (r)
 		return r;
 	r = dedupe(c, &src, a);
-	end_put(c, &src);
+	end_put(&src);
 	return r;
 }
 
@@ -670,7 +691,7 @@ static int unread(struct ctx *c, int fd, int *n)
 		r = -EFAULT;
 	if (!r)
 		*n = (int)(e.size - (uint64_t)e.pos);
-	end_put(c, &e);
+	end_put(&e);
 	return r;
 }
 
@@ -697,7 +718,7 @@ static int space(struct ctx *c, int fd, int mode, const struct space *s)
 	start = (int64_t)((uint64_t)s->start + (s->whence == SEEK_CUR   ? (uint64_t)e.pos
 						: s->whence == SEEK_END ? e.size
 									: 0));
-	end_put(c, &e);
+	end_put(&e);
 	return r ? wrap_ret(r) : w_fallocate(fd, mode | FALLOC_FL_KEEP_SIZE, start, s->len);
 }
 

@@ -95,7 +95,8 @@ static bool is_direct(int fd)
 __attribute__((noinline, cold)) static ssize_t
 slow_read(struct ctx *c, int fd, const struct iovec *iov, int cnt, off_t off, int flags)
 {
-	struct file *f = file_get(c, fd);
+	struct file_held held;
+	struct file *f = file_get(c, fd, &held);
 	bool done;
 	ssize_t r;
 
@@ -103,7 +104,7 @@ slow_read(struct ctx *c, int fd, const struct iovec *iov, int cnt, off_t off, in
 		return wrap_ret((ssize_t)f);
 	if (f) {
 		r = io_read(c, f, fd, iov, cnt, off, flags);
-		file_put(c, f);
+		file_done(&held);
 		return wrap_ret(r);
 	}
 	if (!iov_hits(c, iov, (size_t)cnt))
@@ -122,14 +123,15 @@ slow_read(struct ctx *c, int fd, const struct iovec *iov, int cnt, off_t off, in
 __attribute__((noinline, cold)) static ssize_t
 slow_write(struct ctx *c, int fd, const struct iovec *iov, int cnt, off_t off, int flags)
 {
-	struct file *f = file_get(c, fd);
+	struct file_held held;
+	struct file *f = file_get(c, fd, &held);
 	ssize_t r;
 
 	if (sys_err(f))
 		return wrap_ret((ssize_t)f);
 	if (f) {
 		r = io_write(c, f, fd, iov, cnt, off, flags);
-		file_put(c, f);
+		file_done(&held);
 		return wrap_ret(r);
 	}
 	return POPULATED(c, iov, (size_t)cnt,
@@ -261,13 +263,14 @@ WRAP_ALIAS(pwritev64v2, pwritev2);
 off_t w_lseek(int fd, off_t off, int whence)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = whence == SEEK_SET || whence == SEEK_CUR ? NULL : file_get(c, fd);
+	struct file_held held;
+	struct file *f = whence == SEEK_SET || whence == SEEK_CUR ? NULL : file_get(c, fd, &held);
 
 	if (likely(!f))
 		return c->real.lseek(fd, off, whence);
 	if (!sys_err(f)) {
 		off = io_seek(c, f, fd, off, whence);
-		file_put(c, f);
+		file_done(&held);
 	} else {
 		off = (off_t)f;
 	}

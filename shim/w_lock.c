@@ -25,7 +25,8 @@
 /* About to go to that type (of fcntl's): flush what a lock of that kind covered, or note that one does. */
 static void prepare(struct ctx *c, int fd, short type, uint32_t kind)
 {
-	struct file *f = file_get(c, fd);
+	struct file_held held;
+	struct file *f = file_get(c, fd, &held);
 	struct vnode *vn;
 
 	if (!f || sys_err(f))
@@ -35,7 +36,7 @@ static void prepare(struct ctx *c, int fd, short type, uint32_t kind)
 		atomic_fetch_or(&vn->locks, kind);
 	else if (type == F_UNLCK || (atomic_load(&vn->locks) & kind))
 		agent_flush(c, vn, 0, 0, 0);
-	file_put(c, f);
+	file_done(&held);
 }
 
 static bool plain(struct ctx *c, int fd)

@@ -29,7 +29,8 @@ static inline bool managed(struct ctx *c, const void *p, size_t n)
 void *w_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = flags & MAP_ANONYMOUS ? NULL : file_get(c, fd);
+	struct file_held held;
+	struct file *f = flags & MAP_ANONYMOUS ? NULL : file_get(c, fd, &held);
 	void *p;
 	int r;
 
@@ -37,7 +38,7 @@ void *w_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off)
 		return mmap_ret((void *)f);
 	if (f) {
 		p = map_mmap(c, f, addr, len, prot, flags, (uint64_t)off);
-		file_put(c, f);
+		file_done(&held);
 		return mmap_ret(p);
 	}
 	if ((flags & MAP_FIXED) && managed(c, addr, len)) {

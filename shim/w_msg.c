@@ -77,9 +77,11 @@ static bool out_hits(const struct ctx *c, const struct msghdr *m)
 
 static bool msg_populate(struct ctx *c, const struct msghdr *m, struct pin_call *pins)
 {
-	return iov_populate(c, msg_rest(m).v, 2, false, NULL) &
-	       iov_populate(c, m->msg_iov, m->msg_iovlen <= IOV_MAX ? m->msg_iovlen : 0, false,
-			    pins);
+	bool all = iov_populate(c, msg_rest(m).v, 2, false, NULL);
+
+	if (m->msg_iovlen <= IOV_MAX)
+		all &= iov_populate(c, m->msg_iov, m->msg_iovlen, false, pins);
+	return all;
 }
 
 ssize_t w_sendmsg(int fd, const struct msghdr *m, int flags)
@@ -198,7 +200,7 @@ static int recvmmsg_bounced(struct ctx *c, int fd, struct mmsghdr *m, unsigned n
 	struct io_hold h;
 	unsigned k, i;
 	char *bytes;
-	int r = -1;
+	int r;
 
 	for (k = 0; k < n && k < MMSG_MAX; k++) {
 		len = iov_bytes(m[k].msg_hdr.msg_iov, m[k].msg_hdr.msg_iovlen);
@@ -209,7 +211,7 @@ static int recvmmsg_bounced(struct ctx *c, int fd, struct mmsghdr *m, unsigned n
 	to = io_hold(&h, k * (sizeof(*to) + sizeof(*v)) + size);
 	if (!to) {
 		errno = ENOMEM;
-		goto out;
+		return -1;
 	}
 	v = (struct iovec *)(void *)(to + k);
 	bytes = (char *)(v + k);
@@ -231,7 +233,6 @@ static int recvmmsg_bounced(struct ctx *c, int fd, struct mmsghdr *m, unsigned n
 		msg_received(&m[i].msg_hdr, &to[i].msg_hdr);
 		m[i].msg_len = to[i].msg_len;
 	}
-out:
 	io_release(&h);
 	return r;
 }

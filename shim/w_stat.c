@@ -114,17 +114,18 @@ static bool lookup(struct ctx *c, struct asked a, uint64_t dev, uint64_t ino, ui
 		   struct times *t)
 {
 	const uint64_t arg[4] = {IO_LAST_PAGE, 1, RF_FAULT_RANDOM};
+	struct file_held h;
 	struct file *f;
 	uint32_t id;
 
 	if (!c->nvol || !S_ISREG(mode))
 		return false;
-	f = a.path ? NULL : file_get(c, a.fd);
+	f = a.path ? NULL : file_get(c, a.fd, &h);
 	if (f && !sys_err(f)) {
 		if (!held(c, dev, ino, t, &id))
 			t->blocks = (atomic_load(&atomic_load(&f->vn)->st)->i_size + 511) / 512;
 		of_vnode(c, atomic_load(&f->vn), file_key(f), t);
-		file_put(c, f);
+		file_done(&h);
 		return true;
 	}
 	if (!anchor_dev(c, dev) || !attached(c, a) || !held(c, dev, ino, t, &id))

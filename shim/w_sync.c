@@ -22,33 +22,35 @@ static int ask(struct ctx *c, struct file *f, enum rf_op op, uint64_t a, uint64_
 			     sys_getmask());
 }
 
-/* Runs `call` with f and gives it back; f may be an error. */
-#define WITH(c, f, call)                                                                           \
+/* Runs `call` with f, as `held`, and gives it back; f may be an error. */
+#define WITH(f, call)                                                                              \
 	({                                                                                         \
 		int r_ = sys_err(f) ? (int)(long)(f) : (call);                                     \
 		if (!sys_err(f))                                                                   \
-			file_put(c, f);                                                            \
+			file_done(&held);                                                          \
 		r_;                                                                                \
 	})
 
 int w_fsync(int fd)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = file_get(c, fd);
+	struct file_held held;
+	struct file *f = file_get(c, fd, &held);
 
 	if (!f)
 		return c->real.fsync(fd);
-	return wrap_ret(WITH(c, f, file_flush(c, f, 0, 0, RF_FLUSH_DURABLE)));
+	return wrap_ret(WITH(f, file_flush(c, f, 0, 0, RF_FLUSH_DURABLE)));
 }
 
 int w_fdatasync(int fd)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = file_get(c, fd);
+	struct file_held held;
+	struct file *f = file_get(c, fd, &held);
 
 	if (!f)
 		return c->real.fdatasync(fd);
-	return wrap_ret(WITH(c, f, file_flush(c, f, 0, 0, RF_FLUSH_DURABLE)));
+	return wrap_ret(WITH(f, file_flush(c, f, 0, 0, RF_FLUSH_DURABLE)));
 }
 
 static int range_flush(struct ctx *c, struct file *f, off_t off, off_t n, unsigned flags)
@@ -71,11 +73,12 @@ static int range_flush(struct ctx *c, struct file *f, off_t off, off_t n, unsign
 int w_sync_file_range(int fd, off_t off, off_t n, unsigned flags)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = file_get(c, fd);
+	struct file_held held;
+	struct file *f = file_get(c, fd, &held);
 
 	if (!f)
 		return c->real.sync_file_range(fd, off, n, flags);
-	return wrap_ret(WITH(c, f, range_flush(c, f, off, n, flags)));
+	return wrap_ret(WITH(f, range_flush(c, f, off, n, flags)));
 }
 
 /* Everything of this host. */
@@ -89,17 +92,18 @@ static int flush_host(struct ctx *c)
 int w_syncfs(int fd)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = file_get(c, fd);
+	struct file_held held;
+	struct file *f = file_get(c, fd, &held);
 	int r = c->real.syncfs(fd);
 
 	if (!f)
 		return r;
 	if (r) {
 		if (!sys_err(f))
-			file_put(c, f);
+			file_done(&held);
 		return r;
 	}
-	return wrap_ret(WITH(c, f, flush_host(c)));
+	return wrap_ret(WITH(f, flush_host(c)));
 }
 
 void w_sync(void)
@@ -128,11 +132,12 @@ static int set_size(struct ctx *c, struct file *f, off_t len)
 int w_ftruncate(int fd, off_t len)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = file_get(c, fd);
+	struct file_held held;
+	struct file *f = file_get(c, fd, &held);
 
 	if (!f)
 		return c->real.ftruncate(fd, len);
-	return wrap_ret(WITH(c, f, set_size(c, f, len)));
+	return wrap_ret(WITH(f, set_size(c, f, len)));
 }
 WRAP_ALIAS(ftruncate64, ftruncate);
 
@@ -204,11 +209,12 @@ static int allocate(struct ctx *c, struct file *f, int mode, off_t off, off_t le
 int w_fallocate(int fd, int mode, off_t off, off_t len)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = file_get(c, fd);
+	struct file_held held;
+	struct file *f = file_get(c, fd, &held);
 
 	if (!f)
 		return c->real.fallocate(fd, mode, off, len);
-	return wrap_ret(WITH(c, f, allocate(c, f, mode, off, len)));
+	return wrap_ret(WITH(f, allocate(c, f, mode, off, len)));
 }
 WRAP_ALIAS(fallocate64, fallocate);
 
@@ -216,10 +222,11 @@ WRAP_ALIAS(fallocate64, fallocate);
 int w_posix_fallocate(int fd, off_t off, off_t len)
 {
 	struct ctx *c = ctx_get();
-	struct file *f = file_get(c, fd);
+	struct file_held held;
+	struct file *f = file_get(c, fd, &held);
 
 	if (!f)
 		return c->real.posix_fallocate(fd, off, len);
-	return -WITH(c, f, allocate(c, f, 0, off, len));
+	return -WITH(f, allocate(c, f, 0, off, len));
 }
 WRAP_ALIAS(posix_fallocate64, posix_fallocate);

@@ -4,8 +4,9 @@
  *
  *	buffers calls FILE	each of them, no page of the mapping being there
  *	buffers stripped FILE	the same again and again, while a thread takes page after page away
- *	buffers left FILE	calls that are left, by a jump out of a signal handler and by cancellation,
- *				keep neither memory nor the file
+ *	buffers left		calls that are left, by a jump out of a signal handler and by cancellation,
+ *				keep neither memory nor the files FILE (a line on stdin) and FILE.cold, of
+ *				which nothing is cached yet; it says what is next and waits for a line
  *
  * Prints what is wrong; the last line is "ok" if nothing is.
  */
@@ -14,6 +15,9 @@
 #include <fcntl.h>
 #include <mqueue.h>
 #include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -24,6 +28,7 @@
 #include <sys/msg.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -184,9 +189,9 @@ static void chance(void)
 	CHECK(getentropy(p + HALF + 6000, 200) == 0);
 	BARE;
 	arc4random_buf(p + HALF + 8000, 5000);
-	CHECK(memcmp(p + HALF + 5000 - 64, zero, 64) && !memcmp(p + HALF + 5000, zero, 64));
-	CHECK(memcmp(p + HALF + 6200 - 64, zero, 64) && !memcmp(p + HALF + 6200, zero, 64));
-	CHECK(memcmp(p + HALF + 13000 - 64, zero, 64) && !memcmp(p + HALF + 13000, zero, 64));
+	CHECK(memcmp(p + HALF + 5000 - 64, zero, 64) != 0 && !memcmp(p + HALF + 5000, zero, 64));
+	CHECK(memcmp(p + HALF + 6200 - 64, zero, 64) != 0 && !memcmp(p + HALF + 6200, zero, 64));
+	CHECK(memcmp(p + HALF + 13000 - 64, zero, 64) != 0 && !memcmp(p + HALF + 13000, zero, 64));
 }
 
 /* stdio hands large blocks straight to the kernel. */
@@ -250,17 +255,176 @@ static void stripped(void)
 	pthread_join(th, NULL);
 }
 
+/* ---- left ---- */
+
+static struct {
+	pthread_t t;
+	_Atomic pid_t tid;
+	void (*call)(void);
+	sigjmp_buf out;
+	int pipe[2], full[2], cold;
+	char *map;
+} at;
+
+static void jump(int sig)
+{
+	(void)sig;
+	siglongjmp(at.out, 1);
+}
+
+static void *in_call(void *arg)
+{
+	pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL);
+	if (sigsetjmp(at.out, 1))
+		return arg;
+	at.tid = (pid_t)syscall(SYS_gettid);
+	at.call();
+	puts("the call was not left");
+	exit(1);
+}
+
+/* The system call that thread sleeps in; others: it runs. */
+static long sleeps_in(pid_t tid)
+{
+	char path[64], buf[64];
+	long nr = -1;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/syscall", (int)tid);
+	f = fopen(path, "r");
+	CHECK(f);
+	if (fgets(buf, sizeof(buf), f))
+		sscanf(buf, "%ld", &nr);
+	fclose(f);
+	return nr;
+}
+
+static void leave(void (*call)(void), long nr, bool cancel)
+{
+	at.call = call;
+	at.tid = 0;
+	CHECK(pthread_create(&at.t, NULL, in_call, NULL) == 0);
+	while (!at.tid || sleeps_in(at.tid) != nr)
+		sched_yield();
+	if (cancel)
+		pthread_cancel(at.t);
+	else
+		pthread_kill(at.t, SIGUSR1);
+	pthread_join(at.t, NULL);
+}
+
+static void receive(void)
+{
+	recv(dg[1], p, HALF - 1000, 0);
+}
+static void fill(void)
+{
+	splice(at.pipe[0], NULL, fd, NULL, HALF, 0);
+}
+static void drain(void)
+{
+	off_t off = 0;
+
+	splice(fd, &off, at.full[1], NULL, PAGE, 0);
+}
+static void read_cold(void)
+{
+	pread(at.cold, t, 100, 0);
+}
+static void write_cold(void)
+{
+	write(at.pipe[1], at.map, 100);
+}
+
+static void left_once(bool stopped, bool cancel)
+{
+	if (!stopped) {
+		leave(receive, SYS_recvfrom, cancel);
+		leave(fill, SYS_tee, cancel);
+		leave(drain, SYS_vmsplice, cancel);
+	} else {
+		leave(read_cold, SYS_futex, cancel);
+		leave(write_cold, SYS_futex, cancel);
+	}
+}
+
+/* KiB */
+static long memory(void)
+{
+	char line[128];
+	long n = 0;
+	FILE *f = fopen("/proc/self/status", "r");
+
+	CHECK(f);
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "VmSize: %ld", &n) == 1)
+			break;
+	fclose(f);
+	return n;
+}
+
+static void say(const char *what)
+{
+	char line[16];
+
+	puts(what);
+	fflush(stdout);
+	CHECK(fgets(line, sizeof(line), stdin));
+}
+
+/* What is held is no more after ROUNDS of them than after the first. */
+static void left(const char *file)
+{
+	enum { ROUNDS = 30 };
+	char cold[300];
+	long before = 0;
+
+	snprintf(cold, sizeof(cold), "%s.cold", file);
+	at.cold = open(cold, O_RDONLY);
+	at.map = mmap(NULL, PAGE, PROT_READ, MAP_SHARED, at.cold, 0);
+	CHECK(at.map != MAP_FAILED && pipe(at.pipe) == 0);
+	CHECK(pipe2(at.full, O_NONBLOCK) == 0);
+	while (write(at.full[1], ref, PAGE) == PAGE)
+		;
+	CHECK(fcntl(at.full[1], F_SETFL, 0) == 0);
+	signal(SIGUSR1, jump);
+	for (int stopped = 0; stopped < 2; stopped++) {
+		for (int i = 0; i < ROUNDS; i++) {
+			left_once(stopped, i % 2);
+			if (i == 1)
+				before = memory();
+		}
+		if (memory() - before > 512) {
+			printf("%ld KiB more\n", memory() - before);
+			exit(1);
+		}
+		say(stopped ? "go on" : "stop the server");
+	}
+	munmap(p, LEN);
+	munmap(at.map, PAGE);
+	close(at.cold);
+	close(fd);
+	say("all closed");
+}
+
 int main(int argc, char **argv)
 {
-	if (argc != 3)
-		errx(2, "usage: buffers calls|stripped|left FILE");
-	start(argv[2]);
-	if (!strcmp(argv[1], "calls"))
+	static char file[256];
+
+	if (argc == 2 && !strcmp(argv[1], "left")) {
+		CHECK(fgets(file, sizeof(file), stdin));
+		file[strcspn(file, "\n")] = 0;
+		start(file);
+		left(file);
+	} else if (argc == 3 && !strcmp(argv[1], "calls")) {
+		start(argv[2]);
 		calls();
-	else if (!strcmp(argv[1], "stripped"))
+	} else if (argc == 3 && !strcmp(argv[1], "stripped")) {
+		start(argv[2]);
 		stripped();
-	else
-		errx(2, "%s?", argv[1]);
+	} else {
+		errx(2, "usage: buffers calls|stripped FILE, buffers left");
+	}
 	puts("ok");
 	return 0;
 }
