@@ -23,6 +23,7 @@
 #include <string.h>
 
 #include "core.h"
+#include "undo.h"
 
 /*
  * Programs start in different places of the pool, and go round in a window that fits the caches
@@ -131,18 +132,28 @@ int page_mkwrite(struct ctx *c, struct vnode *vn, uint64_t page, uint32_t key, u
 	}
 }
 
+static void wait_over(void *arg)
+{
+	const uint32_t *attach = arg;
+
+	if (*attach == atomic_load(&rf_ctx->attached)) /* else it was a fork child's parent's */
+		atomic_fetch_sub(&rf_ctx->proc->waiting, 1);
+}
+
 int page_wait(struct ctx *c, struct vnode *vn, uint64_t page, uint64_t seen)
 {
-	_Atomic uint32_t *waiting = &atomic_load(&vn->st)->waiting;
+	uint32_t attach = atomic_load(&c->attached);
 	rf_word *word = vnode_word(vn, page);
+	struct undo undo;
 	int r = 0;
 
 	debug_free(DEBUG_ALL, "waits for a page");
 	/* Raised first: whoever changes the word after that look sees it, and wakes us. */
-	atomic_fetch_add(waiting, 1);
+	atomic_fetch_add(&c->proc->waiting, 1);
+	undo_begin(&undo, wait_over, &attach);
 	if (atomic_load(word) == seen)
 		r = sys_futex_wait(sys_word_futex(word), (uint32_t)seen, 100);
-	atomic_fetch_sub(waiting, 1);
+	undo_end(&undo);
 	return r == -ETIMEDOUT && agent_gone(c) ? -EHOSTDOWN : 0;
 }
 

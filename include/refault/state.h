@@ -29,8 +29,8 @@
  *	EMPTY      -> DIRTY       agent: filled again, for the store that may still come
  *
  * Whoever changes a word that others may wait for (WRITEBACK, REJECTED) wakes the futex on its low
- * half; who waits has raised `waiting` before it looked at the word a last time, so whoever has
- * changed many looks there first.  The generation changes whenever the content changes other than by
+ * half; who waits has raised its program's `waiting` before it looked at the word a last time, so whoever
+ * has changed many looks there first; a program that died is not waited with any more.  The generation changes whenever the content changes other than by
  * the programs' own stores, so that optimistic readers and mkwrite's CAS notice.
  *
  * Counters: cb_break, cb_s_break count breaks and mass breaks; a promise holds while
@@ -187,7 +187,6 @@ struct rf_vnode {
 	/* written by programs */
 	_Alignas(64) _Atomic uint32_t dirtied; /* set before every CAS to DIRTY (slot held); hint */
 	_Atomic uint32_t mappings; /* a hint for the agent: managed mappings were made */
-	_Atomic uint32_t waiting;  /* threads that may sleep on a page word; a dead one counts on */
 
 	_Alignas(64) char end[];
 };
@@ -341,6 +340,7 @@ struct rf_proc {
 	_Atomic uint32_t cells_used;
 	_Atomic uint32_t pins_used; /* none at or above was ever taken */
 	_Atomic uint32_t strip_ack; /* stripper: last order carried out (the socket says so too) */
+	_Atomic uint32_t waiting;   /* threads that may sleep on a page word, of any vnode */
 
 	_Alignas(64) _Atomic uint32_t map_seq; /* odd while the table changes */
 	_Atomic uint32_t nmaps;

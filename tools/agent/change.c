@@ -237,7 +237,7 @@ static void gone(struct ag_vnode *vn, uint64_t first, uint64_t end)
 		n = s.upto - page;
 		moved = ag_words_gone(&vn->word[page], n);
 		ag_vn_uncached(vn, moved);
-		if (moved && atomic_load(&vn->st->waiting))
+		if (moved && ag_procs_wait(vn->ag))
 			ag_words_wake(&vn->word[page], n);
 		s.page = page + n;
 	}

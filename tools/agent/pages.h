@@ -50,7 +50,7 @@ bool ag_word_move(rf_word *word, uint64_t w, uint64_t to);
  * ag_words_take: UPTODATE, without SYNC -> WRITEBACK, gen + 1: the pages at the beginning of n that
  *	are so; returns how many.
  * ag_words_gone: WRITEBACK without twin -> EMPTY, wherever among n; returns how many.  After it, if
- *	rf_vnode.waiting says that somebody may wait for one of them: ag_words_wake.
+ *	ag_procs_wait says that somebody may wait for one of them: ag_words_wake.
  */
 uint64_t ag_words_take(rf_word *word, uint64_t n);
 uint64_t ag_words_gone(rf_word *word, uint64_t n);

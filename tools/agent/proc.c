@@ -517,6 +517,16 @@ bool ag_proc_maps(struct ag_proc *p, uint32_t vnode)
 	return true;
 }
 
+bool ag_procs_wait(struct ag *ag)
+{
+	struct ag_proc *p;
+
+	ag_for_each (p, &ag->procs, link)
+		if (atomic_load(&p->mem->waiting))
+			return true;
+	return false;
+}
+
 bool ag_procs_map(struct ag *ag, uint32_t vnode)
 {
 	struct ag_proc *p;

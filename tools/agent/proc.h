@@ -75,6 +75,9 @@ bool ag_slots_busy(struct ag *ag, uint32_t vnode, uint64_t first, uint64_t npage
  */
 int ag_procs_protect(struct ag *ag, uint32_t vnode, uint64_t first, uint64_t last);
 
+/* Threads of any program may sleep on a page word. */
+bool ag_procs_wait(struct ag *ag);
+
 /* Whether the program maps the vnode; true also if its table cannot be read now. */
 bool ag_proc_maps(struct ag_proc *p, uint32_t vnode);
 bool ag_procs_map(struct ag *ag, uint32_t vnode);
