@@ -559,6 +559,31 @@ out:
 	return p;
 }
 
+/*
+ * Under an odd map_seq, and without slots, nobody makes a copy: so what is marked as one when this is
+ * done is one, and is not shown as the program's own when it is the file's.
+ */
+int map_uncopy(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi, int advice)
+{
+	sys_mask m;
+	int r;
+
+	if (e->flags & RF_MAP_SHARED)
+		return (int)rf_syscall(SYS_madvise, lo, hi - lo, advice);
+	m = sys_lock(&c->lock);
+	change_begin(c);
+	slot_quiesce(c, e->vnode);
+	r = (int)rf_syscall(SYS_madvise, lo, hi - lo, advice);
+	for (uint64_t p = map_page(e, lo); !r && p <= map_page(e, hi - 1); p++) {
+		const uint64_t i = p - e->l->pgoff0;
+
+		atomic_fetch_and(&e->l->copied[i / 64], ~(UINT64_C(1) << i % 64));
+	}
+	change_end(c);
+	sys_unlock(&c->lock, m);
+	return r;
+}
+
 /* ---- the rest of the family: for every managed piece of [addr, addr + len) ---- */
 
 /* An entry that is held: its file and views stay. */

@@ -89,6 +89,8 @@ int map_mlockall(struct ctx *c, int flags); /* flags that make sense; 0: munlock
 void map_lock_populate(struct ctx *c, const void *addr, size_t len);
 /* Pages of a private mapping become the program's own, whole pages from lo to hi. */
 int map_copy(struct ctx *c, uintptr_t lo, uintptr_t hi);
+/* An madvise that throws them away: what is there from then on is the file's again. */
+int map_uncopy(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi, int advice);
 /* mmap() of something else over managed mappings (MAP_FIXED): forget them first. */
 int map_forget(struct ctx *c, void *addr, size_t len);
 

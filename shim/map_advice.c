@@ -118,17 +118,6 @@ static int populate(struct ctx *c, const struct map_entry *e, uintptr_t lo, uint
 	return r;
 }
 
-/* The program's own copies are no more: what is there from now on is the file's again. */
-static void uncopy(const struct map_entry *e, uintptr_t lo, uintptr_t hi)
-{
-	if (e->flags & RF_MAP_SHARED)
-		return;
-	for (uint64_t p = map_page(e, lo), i; p <= map_page(e, hi - 1); p++) {
-		i = p - e->l->pgoff0;
-		atomic_fetch_and(&e->l->copied[i / 64], ~(UINT64_C(1) << i % 64));
-	}
-}
-
 static int advise(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi, void *arg)
 {
 	struct walk *w = arg;
@@ -153,12 +142,10 @@ static int advise(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintpt
 	case MADV_DONTNEED:
 		if (e->flags & RF_MAP_LOCKED)
 			return -EINVAL;
-		uncopy(e, lo, hi);
-		break;
+		return map_uncopy(c, e, lo, hi, w->advice);
 	case MADV_DONTNEED_LOCKED:
 	case MADV_GUARD_INSTALL:
-		uncopy(e, lo, hi);
-		break;
+		return map_uncopy(c, e, lo, hi, w->advice);
 	}
 	return (int)rf_syscall(SYS_madvise, lo, hi - lo, w->advice);
 }

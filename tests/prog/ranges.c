@@ -915,6 +915,16 @@ static void do_lock(void)
 	CHECK(munlock(pv, 2 * P));
 	CHECK(madvise(pv, P, MADV_DONTNEED));
 	printf("  %x\n", pv[0] & 0xff);
+	/* Locked as far as to the gap: the advice fails, and what was stored is there still. */
+	pv[0] = 'g';
+	munmap(pv + 3 * P, 13 * P);
+	CHECK(mlock(pv, 4 * P));
+	CHECK(madvise(pv, P, MADV_DONTNEED));
+	pv = mremap(pv, 3 * P, 16 * P, MREMAP_MAYMOVE);
+	if (pv == MAP_FAILED)
+		err(1, "mremap");
+	printf("  %c\n", pv[0]);
+	CHECK(munlock(pv, 16 * P));
 	CHECK(lock_all_often());
 	CHECK(mlockall(0));
 	CHECK(mlockall(MCL_CURRENT));
