@@ -153,6 +153,8 @@ void ag_structural_new(struct ag_req *req)
 
 static void get_in_line(struct ag_structural *c)
 {
+	if (ag_list_empty(&c->wait[0].link)) /* one gate: what vn->reqs says is the order */
+		return;
 	c->wait[0].born = c->wait[1].born = c->req->born;
 }
 
