@@ -19,6 +19,7 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -427,10 +428,32 @@ static void test_punch(struct probe *p)
 		errx(1, "a page that cannot be filled: %s", r ? "no answer" : "there it is");
 }
 
+static void scribble_pin(struct probe *p, struct rf_pin *pin)
+{
+	const bool sane = rnd() % 2;
+
+	atomic_store(&pin->taken, (uint32_t)(rnd() % 3));
+	atomic_store(&pin->owner, (uint32_t)(rnd() % 2));
+	atomic_store(&pin->flags, (uint32_t)rnd());
+	atomic_store(&pin->page, sane ? rnd() % PAGES : rnd());
+	atomic_store(&pin->npages, sane ? rnd() % PAGES : rnd());
+	atomic_store(&pin->orphan_first, sane ? rnd() % PAGES : rnd());
+	atomic_store(&pin->orphan_end, sane ? rnd() % PAGES : rnd());
+	atomic_store(&pin->orphans, rnd());
+	atomic_store(&pin->orphan_ticket, (uint32_t)(rnd() % 3));
+	atomic_store(&pin->vnode, rnd() % 3 ? p->vnode : (uint32_t)rnd());
+}
+
 static void test_words(struct probe *p)
 {
-	static const uint32_t ops[] = {RF_OP_FAULT, RF_OP_FLUSH, RF_OP_EXTEND, RF_OP_SETSIZE,
-				       RF_OP_FALLOC};
+	static const uint32_t ops[] = {RF_OP_FAULT,  RF_OP_FLUSH, RF_OP_EXTEND,     RF_OP_SETSIZE,
+				       RF_OP_FALLOC, RF_OP_REMAP, RF_OP_INVALIDATE, RF_OP_SEEK};
+	static const uint32_t modes[] = {0,
+					 FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
+					 FALLOC_FL_ZERO_RANGE,
+					 FALLOC_FL_COLLAPSE_RANGE,
+					 FALLOC_FL_INSERT_RANGE,
+					 FALLOC_FL_UNSHARE_RANGE};
 
 	need(ask_op(p, RF_OP_FAULT, 0, PAGES, 0), "FAULT");
 	map_file(p);
@@ -449,12 +472,38 @@ static void test_words(struct probe *p)
 		atomic_store(&p->st->dv, rnd());
 		atomic_store(&p->st->cb_expires_at, rnd() % 2 ? rnd() : 0);
 		atomic_store(&p->st->capacity, rnd());
+		atomic_store(&p->st->frozen, (uint32_t)rnd());
+		atomic_store(&p->st->wb_inflight, (uint32_t)rnd());
+		atomic_store(&p->st->errseq, (uint32_t)rnd());
+		atomic_store(&p->st->wb_err, (int32_t)rnd());
+		atomic_store(&p->st->nameless, (uint32_t)rnd());
+		atomic_store(&p->proc->pins_used, (uint32_t)rnd());
+		atomic_store(&p->proc->waiting, (uint32_t)rnd());
+		for (int i = 0; i < 4; i++)
+			scribble_pin(p, &p->proc->pin[i]);
 		/* Who writes nonsense may wait for ever; nobody else may. */
-		struct rf_req q = {.op = ops[rnd() % 5],
+		struct rf_req q = {.op = ops[rnd() % (sizeof(ops) / sizeof(ops[0]))],
 				   .version = RF_AGENT_VERSION,
 				   .cell = 1,
+				   .seq = (uint32_t)(rnd() % 3),
 				   .vnode = p->vnode,
+				   .pins = rf_pins((uint32_t)(rnd() % 3), (uint32_t)(rnd() % 30)),
+				   .tid = (uint32_t)(rnd() % 2),
 				   .arg = {rnd() % 100000, rnd() % 20, rnd() % 5}};
+
+		if (q.op == RF_OP_FALLOC) {
+			q.arg[0] = modes[rnd() % (sizeof(modes) / sizeof(modes[0]))];
+			q.arg[1] = rnd() % PAGES * RF_PAGE_SIZE;
+			q.arg[2] = rnd() % 4 * RF_PAGE_SIZE;
+		} else if (q.op == RF_OP_REMAP) {
+			q.arg[0] = rf_remap_arg(p->vnode, 0, (uint32_t)(rnd() % 5));
+			q.arg[1] = rnd() % 4 * RF_PAGE_SIZE;
+			q.arg[2] = (4 + rnd() % 12) * RF_PAGE_SIZE;
+			q.arg[3] = rnd() % 4 * RF_PAGE_SIZE;
+		}
+		/* Most changes are waited for: an agent takes no others. */
+		atomic_store(&p->proc->cell[1].seq, q.seq);
+		atomic_store(&p->proc->cell[1].state, rnd() % 8 ? RF_CELL_BUSY : (uint32_t)rnd());
 		if (send_fds(p->sock, &q, sizeof(q), NULL, 0))
 			errx(1, "the agent hung up");
 		usleep(500);
