@@ -269,7 +269,7 @@ static void *bulk_mkwrite(void *arg)
 }
 
 /* Each page is the dropper's or the writer's, never both's, and never nobody's. */
-Test(agent_words, take_against_mkwrite, .timeout = 60)
+Test(agent_words, take_against_mkwrite, .timeout = 300)
 {
 	pthread_t t;
 
@@ -320,7 +320,7 @@ static void *bulk_wait(void *arg)
 }
 
 /* Who sleeps on a word of many is woken, though nobody is for words that nobody waits for. */
-Test(agent_words, gone_wakes_who_waits, .timeout = 60)
+Test(agent_words, gone_wakes_who_waits, .timeout = 300)
 {
 	pthread_t t[2];
 	unsigned waited = 0;

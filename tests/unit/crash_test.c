@@ -132,7 +132,7 @@ static void setup_crash(void)
 	snprintf(errors, sizeof(errors), "%s/errors", base);
 }
 
-TestSuite(crash, .init = setup_crash, .fini = teardown, .timeout = 60);
+TestSuite(crash, .init = setup_crash, .fini = teardown, .timeout = 300);
 
 /* ---- clients ---- */
 

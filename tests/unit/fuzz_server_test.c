@@ -385,7 +385,7 @@ static void good_round(struct tc *w, struct tc *r, const rf_fid *fid, int round)
 	cr_assert(eq(int, next(w), RF_PONG));
 }
 
-Test(fuzz, server, .timeout = 100)
+Test(fuzz, server, .timeout = 300)
 {
 	const char *env = getenv("FUZZ_SEED");
 	struct tc w, r, bad = {.fd = -1};

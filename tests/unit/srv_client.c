@@ -108,7 +108,7 @@ int tc_hello(struct tc *tc, int who)
 	memcpy(m.body.rf_body_u.hello.client, &who, sizeof(who));
 	m.body.rf_body_u.hello.host = host;
 	tc_send(tc, &m, NULL, 0);
-	type = tc_recv(tc, 5000);
+	type = tc_recv(tc, 60000);
 	if (type == RF_ERROR)
 		return (int)tc->msg.body.rf_body_u.error.err;
 	if (type != RF_HELLO_R)
@@ -118,7 +118,7 @@ int tc_hello(struct tc *tc, int who)
 	m.body.type = RF_VOLUME;
 	m.body.rf_body_u.volume.name = name;
 	tc_send(tc, &m, NULL, 0);
-	type = tc_recv(tc, 5000);
+	type = tc_recv(tc, 60000);
 	if (type != RF_VOLUME_R)
 		return -1;
 	tc->volume = tc->msg.body.rf_body_u.volume_r.volume;
@@ -270,6 +270,6 @@ void tc_ping(struct tc *tc)
 rf_status tc_find(struct tc *tc, const char *path, u_int flags)
 {
 	tc_lookup(tc, path, flags, 0644);
-	cr_assert(eq(int, tc_recv(tc, 5000), RF_STATUS_R), "lookup %s", path);
+	cr_assert(eq(int, tc_recv(tc, 60000), RF_STATUS_R), "lookup %s", path);
 	return tc->msg.body.rf_body_u.status_r;
 }

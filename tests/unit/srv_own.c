@@ -51,6 +51,13 @@ void stop_server(int sig)
 	server = 0;
 }
 
+void short_leases(void)
+{
+	stop_server(SIGTERM);
+	config.lease_ms = SHORT;
+	start_server();
+}
+
 void setup_at(const char *where)
 {
 	static char addr[96];

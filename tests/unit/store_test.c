@@ -108,7 +108,7 @@ static void to_model(uint64_t len, uint64_t step, size_t n, unsigned char c)
 		memset(model + i * step, c, len);
 }
 
-TestSuite(store_scatter, .init = setup, .fini = teardown, .timeout = 30);
+TestSuite(store_scatter, .init = setup, .fini = teardown, .timeout = 300);
 
 Test(store_scatter, only_the_ranges_change)
 {
