@@ -306,11 +306,13 @@ ssize_t io_read(struct ctx *c, struct file *f, int fd, const struct iovec *iov, 
 
 	if (n < 0)
 		return n;
+	if (!pos && off < 0)
+		return -EINVAL;
 	if ((f->flags & O_ACCMODE) == O_WRONLY)
 		return -EBADF;
-	if (!pos && (off < 0 || off > INT64_MAX - n))
+	if (!pos && off > INT64_MAX - n)
 		return -EINVAL;
-	if (rwf & ~(RWF_HIPRI | RWF_NOWAIT))
+	if (rwf & ~(RWF_HIPRI | RWF_NOWAIT | RWF_DSYNC | RWF_SYNC | RWF_APPEND))
 		return -EOPNOTSUPP;
 	if (!n)
 		return 0;
@@ -592,9 +594,11 @@ ssize_t io_write(struct ctx *c, struct file *f, int fd, const struct iovec *iov,
 
 	if (n < 0)
 		return n;
+	if (!pos && off < 0)
+		return -EINVAL;
 	if (!file_writable(f))
 		return -EBADF;
-	if (!pos && (off < 0 || off > INT64_MAX - n))
+	if (!pos && off > INT64_MAX - n)
 		return -EINVAL;
 	if (rwf & ~(RWF_HIPRI | RWF_DSYNC | RWF_SYNC | RWF_APPEND))
 		return -EOPNOTSUPP;

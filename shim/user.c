@@ -4,6 +4,7 @@
  *
  * Counters, locks: none of its own.
  */
+#include "map.h"
 #include "user.h"
 
 bool iov_populate(struct ctx *c, const struct iovec *iov, size_t cnt, bool write,
@@ -39,4 +40,46 @@ bool iov_scatter(struct ctx *c, const struct iovec *iov, const char *src, size_t
 		n -= len;
 	}
 	return true;
+}
+
+/* *arg, where the memory ends, comes down to where this mapping has no page for a store. */
+static int piece_ends(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi,
+		      void *arg)
+{
+	struct vnode *vn = e->l->vn;
+	uintptr_t *end = arg;
+	uint64_t pages;
+
+	if (map_may_store(e)) {
+		if (io_validate(c, vn, file_key(e->l->file)))
+			return 0; /* whether it comes is seen when it is stored */
+		pages = RF_PAGES(atomic_load(&atomic_load(&vn->st)->i_size));
+		if (map_page(e, hi - 1) < pages)
+			return 0;
+		if (map_page(e, lo) < pages)
+			lo = e->start + ((pages - e->pgoff) << RF_PAGE_SHIFT);
+	}
+	*end = lo;
+	return 1;
+}
+
+ssize_t iov_room(struct ctx *c, int fd, const struct iovec *iov, size_t cnt)
+{
+	const size_t all = iov_bytes(iov, cnt);
+	uintptr_t at, end;
+	struct stat st;
+	size_t n = 0;
+
+	for (size_t i = 0; i < cnt && n < all; i++) {
+		at = (uintptr_t)iov[i].iov_base;
+		end = at + iov[i].iov_len;
+		if (map_hits(c, iov[i].iov_base, iov[i].iov_len))
+			map_each(c, iov[i].iov_base, iov[i].iov_len, piece_ends, &end);
+		n += end - at;
+		if (end - at < iov[i].iov_len)
+			break;
+	}
+	if (n >= all || rf_syscall(SYS_fstat, fd, &st) || S_ISSOCK(st.st_mode))
+		return (ssize_t)all;
+	return n ? (ssize_t)n : -EFAULT;
 }

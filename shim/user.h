@@ -6,7 +6,8 @@
  *	what takes from the buffer (write, send)	pin and populate it, call, and again on EFAULT:
  *							nothing was taken then
  *	what consumes (read, recv)			through a private buffer, never again: after
- *							EFAULT a datagram would be gone
+ *							EFAULT a datagram would be gone; of a stream no
+ *							more than there is a place for
  *	what reads past the page cache (O_DIRECT)	straight into the buffer, pinned and made dirty:
  *							after EFAULT a file can be read again
  *
@@ -64,10 +65,16 @@ size_t iov_bytes(const struct iovec *iov, size_t cnt);
 /* n bytes of ours into it.  False, and EFAULT: part of it has no place to go, and is lost. */
 bool iov_scatter(struct ctx *c, const struct iovec *iov, const char *src, size_t n);
 
-/* The value of `call`, which receives into b_[0], then in the place of iov. */
-#define BOUNCED(c, iov, cnt, call)                                                                 \
+/*
+ * How many of them to take from fd: as many as have a place to go, the rest stays there; but of packets,
+ * which are gone whole, all.  -EFAULT: none has.
+ */
+ssize_t iov_room(struct ctx *c, int fd, const struct iovec *iov, size_t cnt);
+
+/* The value of `call`, which receives into b_[0], at most n bytes, then in the place of iov. */
+#define BOUNCED_BYTES(c, iov, n, call)                                                             \
 	({                                                                                         \
-		struct iovec b_[1] = {{NULL, iov_bytes(iov, cnt)}};                                \
+		struct iovec b_[1] = {{NULL, n}};                                                  \
 		struct io_hold h_;                                                                 \
 		ssize_t r_ = -1;                                                                   \
 		b_->iov_base = io_hold(&h_, b_->iov_len);                                          \
@@ -82,5 +89,6 @@ bool iov_scatter(struct ctx *c, const struct iovec *iov, const char *src, size_t
 		}                                                                                  \
 		r_;                                                                                \
 	})
+#define BOUNCED(c, iov, cnt, call) BOUNCED_BYTES(c, iov, iov_bytes(iov, cnt), call)
 
 #endif

@@ -26,8 +26,13 @@ ssize_t w_vmsplice(int fd, const struct iovec *iov, size_t cnt, unsigned flags)
 
 	if (likely(!iov_hits(c, iov, cnt)))
 		return c->real.vmsplice(fd, iov, cnt, flags);
-	if ((rf_syscall(SYS_fcntl, fd, F_GETFL) & O_ACCMODE) == O_RDONLY)
-		return BOUNCED(c, iov, cnt, c->real.vmsplice(fd, b_, 1, flags));
+	if ((rf_syscall(SYS_fcntl, fd, F_GETFL) & O_ACCMODE) == O_RDONLY) {
+		const ssize_t room = iov_room(c, fd, iov, cnt);
+
+		return room < 0 ? wrap_ret(room)
+				: BOUNCED_BYTES(c, iov, (size_t)room,
+						c->real.vmsplice(fd, b_, 1, flags));
+	}
 	return POPULATED(c, iov, cnt, c->real.vmsplice(fd, iov, cnt, flags));
 }
 

@@ -777,6 +777,32 @@ static void resident(void *p, int n)
 	printf("\n");
 }
 
+/* What is read from elsewhere, and has no place to go, stays where it is. */
+static void no_room(char *s, char *readonly)
+{
+	int u = memfd_create("elsewhere", 0), p[2];
+	struct iovec v = {bytes, 8};
+
+	if (u < 0 || pipe(p) || write(u, bytes, 5000) != 5000 || write(p[1], "precious", 8) != 8)
+		err(1, "memfd or pipe");
+	reset();
+	lseek(u, 0, SEEK_SET);
+	CHECK(read(u, s + 11 * P - 100, 300));
+	CHECK(lseek(u, 0, SEEK_CUR));
+	CHECK(read(u, s + 11 * P, 300));
+	CHECK(read(u, readonly, 300));
+	CHECK(lseek(u, 0, SEEK_CUR));
+	CHECK(read(p[0], s + 11 * P, 8));
+	CHECK(read(p[0], readonly, 8));
+	CHECK(read(p[0], bytes, 100));
+	CHECK(preadv2(a, &v, 1, 0, RWF_DSYNC));
+	CHECK(pread(aw, bytes, 8, -1));
+	CHECK(pwrite(ar, bytes, 8, -1));
+	close(u);
+	close(p[0]);
+	close(p[1]);
+}
+
 static void do_advice(void)
 {
 	static const int with[] = {MADV_NORMAL,   MADV_RANDOM,        MADV_SEQUENTIAL,
@@ -811,6 +837,7 @@ static void do_advice(void)
 		pv[P] = 'p';
 	}
 	CHECK(posix_madvise(s, P, 99));
+	no_room(s, t);
 	CHECK(posix_madvise(s, P, POSIX_MADV_WILLNEED));
 	CHECK(posix_madvise(s, P, POSIX_MADV_DONTNEED));
 	CHECK(posix_madvise(s + 1, P, POSIX_MADV_SEQUENTIAL));
