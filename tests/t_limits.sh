@@ -16,7 +16,7 @@ for k in alice bob; do echo "secret of-$k" >"$T/keys/$k"; done
 for k in alice bob; do printf 'name %s\nsecret of-%s\n' "$k" "$k" >"$T/$k.key"; done
 chmod 600 "$T"/keys/* "$T"/*.key
 [ ${#AS[@]} -eq 0 ] || chown 65534 "$T"/*.key
-server() { start_server --keys "$T/keys" "$@"; }
+server() { start_server --keys "$T/keys" --lease 60 "$@"; } # it is stopped for a while
 server
 make_hosts A B C P
 # Nothing is flushed because time goes by.  P is as A, and patient.

@@ -92,7 +92,7 @@ static void peer(void)
 
 static void state(void)
 {
-	char mine[128], theirs[128] = "";
+	char mine[128], theirs[128] = "", *said;
 	long n[2];
 	uint64_t h[2];
 
@@ -106,7 +106,10 @@ static void state(void)
 		snprintf(mine, sizeof(mine), "%ld:%lx %ld:%lx\n", n[0], h[0], n[1], h[1]);
 		fputs("?\n", to);
 		fflush(to);
-		if (!fgets(theirs, sizeof(theirs), from) || strcmp(mine, theirs) != 0)
+		while (!(said = fgets(theirs, sizeof(theirs), from)) && ferror(from) &&
+		       errno == EINTR) /* a timer may tick */
+			clearerr(from);
+		if (!said || strcmp(mine, theirs) != 0)
 			printf("  the other host sees %s", theirs);
 	}
 	printf("\n");
