@@ -586,6 +586,13 @@ int map_uncopy(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t
 
 /* ---- the rest of the family: for every managed piece of [addr, addr + len) ---- */
 
+bool map_any(const struct ctx *c, uintptr_t lo, uintptr_t hi)
+{
+	const uint32_t i = lower(c, lo);
+
+	return i < atomic_load(&c->proc->nmaps) && atomic_load(&c->proc->map[i].start) < hi;
+}
+
 /* An entry that is held: its file and views stay. */
 struct piece {
 	struct map_entry e;

@@ -67,6 +67,9 @@ static inline bool map_may_store(const struct map_entry *e)
 	return (e->flags & RF_MAP_WRITE) && (map_prot(e) & PROT_WRITE);
 }
 
+/* Is there a managed piece in [lo, hi)?  ctx->lock held. */
+bool map_any(const struct ctx *c, uintptr_t lo, uintptr_t hi);
+
 /* fn for every managed piece of [addr, addr + len), which is held meanwhile, until it returns not 0. */
 typedef int (*map_fn)(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi,
 		      void *arg);

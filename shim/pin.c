@@ -333,7 +333,8 @@ void pin_forget(struct ctx *c, uintptr_t lo, uintptr_t hi)
 			r->lo = hi;
 		else if (hi >= r->hi)
 			r->hi = lo;
-		if (r->lo >= r->hi)
+		/* What went from the middle before is known to the table only. */
+		if (r->lo >= r->hi || !map_any(c, r->lo, r->hi))
 			record_drop(c, r);
 	}
 }
@@ -343,8 +344,13 @@ void pin_move(struct ctx *c, uintptr_t lo, uintptr_t hi, uintptr_t to)
 	for (uint32_t i = 0; i < c->pin_records; i++) {
 		struct pin_record *r = &c->pin_record[i];
 
-		if (!r->len || r->lo < lo || r->hi > hi)
+		if (!r->len || r->hi <= lo || r->lo >= hi)
 			continue;
+		if (r->lo < lo || r->hi > hi) { /* torn apart: as long as anything is mapped */
+			r->lo = 0;
+			r->hi = UINTPTR_MAX;
+			continue;
+		}
 		r->lo += to - lo;
 		r->hi += to - lo;
 	}

@@ -218,7 +218,8 @@ gone() {
 		want p ok unpin 0 4096 && want t ok truncate 0 || return
 	dismiss p t
 	program p A unmap rw && program t A unmap rw && want t ok policy fail &&
-		want p ok pin 0 65536 && want t 'err ETXTBSY' truncate 0 && want p ok unmap &&
+		want p ok pin 0 65536 && want t 'err ETXTBSY' truncate 0 && want p ok unmap 4096 4096 &&
+		want p ok unmap 0 4096 && want t 'err ETXTBSY' truncate 0 && want p ok unmap 8192 57344 &&
 		want t ok truncate 0 || return
 	dismiss p t
 }

@@ -11,7 +11,7 @@
  * obey, on one file and one mapping of it; bytes are hex, answers are "ok", a value, or "err ENAME":
  *	open PATH LEN r|rw|p	map LEN bytes: read-only, shared, private
  *	pin OFF LEN [w] | unpin OFF LEN | policy WORD [MS THEN]
- *	truncate LEN | punch OFF LEN | fsync | size | unmap
+ *	truncate LEN | punch OFF LEN | fsync | size | unmap [OFF LEN]
  *	load OFF LEN | store OFF HEX	by the program; "sigbus"
  *	kload OFF LEN | kstore OFF HEX	by the kernel, past the library: a raw system call on a pipe
  *	register OFF LEN		with io_uring, as a NIC's driver would; then
@@ -414,7 +414,7 @@ static bool obey(char *s)
 	} else if (strcmp(cmd, "size") == 0) {
 		printf("%ld\n", (long)lseek(me.fd, 0, SEEK_END));
 	} else if (strcmp(cmd, "unmap") == 0) {
-		say(munmap(me.p, me.len));
+		say(munmap(me.p + a, b ? (size_t)b : me.len));
 	} else if (strcmp(cmd, "load") == 0) {
 		if (sigsetjmp(on_bus, 1)) {
 			puts("sigbus");
