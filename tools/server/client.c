@@ -21,9 +21,15 @@
 
 #include "op.h"
 
-#define SLACK_MS 50               /* clocks do not run alike */
 #define AWAY_MS (10u * 60 * 1000) /* how long requests are remembered for a client that is away */
 #define MAX_CLIENTS_UID 256u
+#define CLOCK_SLACK_MS 50u /* clocks do not run alike */
+
+/* When a lease is over here: a host strips when it is over there, which takes a busy one a moment. */
+static uint64_t with_slack(uint64_t lease_ms)
+{
+	return lease_ms + lease_ms / 8 + CLOCK_SLACK_MS;
+}
 
 static struct srv_client *client_find(struct srv *srv, uid_t uid, const char id[16], unsigned *nuid)
 {
@@ -43,7 +49,7 @@ static struct srv_client *client_find(struct srv *srv, uid_t uid, const char id[
 
 void srv_renew(struct srv_client *client)
 {
-	client->lease_end = srv_now() + client->srv->lease_ms + SLACK_MS;
+	client->lease_end = srv_now() + with_slack(client->srv->lease_ms);
 	srv_row_lease(client->row, client->lease_end);
 }
 
@@ -262,7 +268,7 @@ struct srv_client *srv_client_back(struct srv *srv, struct srv_row *row, uid_t u
 				   const char id[16], uint64_t lease_end)
 {
 	struct srv_client *client = client_new(srv, row, uid, id);
-	uint64_t now = srv_now(), most = now + SRV_LEASE_MAX_MS + SLACK_MS;
+	uint64_t now = srv_now(), most = now + with_slack(SRV_LEASE_MAX_MS);
 
 	client->away_since = now;
 	client->lease_end = lease_end < most ? lease_end : most;
