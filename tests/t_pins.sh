@@ -9,7 +9,7 @@
 SEED=${SEED:-$RANDOM$RANDOM}
 echo "seed $SEED"
 export_on ext4 || echo "the export is not on ext4: $WHY"
-for f in errors brk dma direct gift self fail wait bound sequester again own kill fork unmap call conf agent; do
+for f in errors brk dma direct gift self fail wait bound sequester apart again own kill fork unmap call conf agent; do
 	head -c 65536 /dev/zero | tr '\0' a >"$T/vol/$f"
 done
 head -c 65536 /dev/zero | tr '\0' s >"$T/src" # O_DIRECT reads come from here
@@ -175,6 +175,20 @@ sequester() {
 	dismiss p t b
 }
 
+# Lost here and there: each page is counted once, and none of them is waited for; what is in between is.
+apart() {
+	local page
+	program p A apart rw && program t A apart rw && want p ok pin 0 65536 && want t ok policy sequester || return
+	for page in 1 5 9 5 3 4 9; do want t ok punch $((page * 4096)) 4096 || return; done
+	orphans 5 apart && want t ok policy fail || return
+	for page in 1 3 4 5 9; do want t ok punch $((page * 4096)) 4096 || return; done
+	for page in 0 2 6 8 10; do want t 'err ETXTBSY' punch $((page * 4096)) 4096 || return; done
+	want t ok punch 12288 12288 && want t 'err ETXTBSY' punch 4096 12288 && orphans 5 apart || return
+	want t ok policy sequester && want t ok punch 0 49152 && orphans 12 apart && want t ok truncate 0 &&
+		orphans 16 apart && want p ok unpin 0 65536 && orphans 0 apart || return
+	dismiss p t
+}
+
 # What takes the place of orphans is as good as any page: it is flushed, moved, and thrown away.
 again() {
 	program p A again rw && worker a A && worker b B && want a ok open 1 "$T/vol/again" rw &&
@@ -296,6 +310,7 @@ here fail-refuses-at-once fail
 here wait-waits-for-the-pin wait_for_it
 here wait-is-bounded bounded
 here sequester-goes-on-and-orphans-harm-nobody sequester
+here orphans-are-counted-wherever-they-are apart
 here what-takes-the-place-of-orphans-is-free again
 here nobody-waits-for-a-pin-of-his-own own
 here scribbled-pins-hold-nobody-up scribbled

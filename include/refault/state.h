@@ -276,8 +276,9 @@ struct rf_slot {
  *
  * The agent notes here, under the pin's ticket, what it took away all the same (`sequester`): these
  * pages are no part of the file any more, and nobody waits for the pin on their behalf.  It
- * remembers one range; of a second one that does not touch it only the number of pages.
+ * remembers ranges that do not touch each other; when there are too many, only the number of pages.
  */
+#define RF_PIN_ORPHANS 8u
 enum { RF_PIN_LONG = 1 };
 
 struct rf_pin {
@@ -288,7 +289,9 @@ struct rf_pin {
 	_Atomic uint64_t page, npages;
 
 	/* written by the agent */
-	_Atomic uint64_t orphan_first, orphan_end;
+	struct {
+		_Atomic uint64_t first, end; /* end <= first: none */
+	} orphan[RF_PIN_ORPHANS];
 	_Atomic uint64_t orphans;       /* pages */
 	_Atomic uint32_t orphan_ticket; /* the above is about that pin */
 };

@@ -437,8 +437,10 @@ static void scribble_pin(struct probe *p, struct rf_pin *pin)
 	atomic_store(&pin->flags, (uint32_t)rnd());
 	atomic_store(&pin->page, sane ? rnd() % PAGES : rnd());
 	atomic_store(&pin->npages, sane ? rnd() % PAGES : rnd());
-	atomic_store(&pin->orphan_first, sane ? rnd() % PAGES : rnd());
-	atomic_store(&pin->orphan_end, sane ? rnd() % PAGES : rnd());
+	for (unsigned k = 0; k < RF_PIN_ORPHANS; k++) {
+		atomic_store(&pin->orphan[k].first, sane ? rnd() % PAGES : rnd());
+		atomic_store(&pin->orphan[k].end, sane ? rnd() % PAGES : rnd());
+	}
 	atomic_store(&pin->orphans, rnd());
 	atomic_store(&pin->orphan_ticket, (uint32_t)(rnd() % 3));
 	atomic_store(&pin->vnode, rnd() % 3 ? p->vnode : (uint32_t)rnd());

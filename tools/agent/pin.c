@@ -50,16 +50,17 @@ static bool pin_read(struct ag_proc *p, uint32_t i, struct pin *pin)
 	return true;
 }
 
-/* What of [first, end) the pin holds and has not lost yet; false: nothing. */
+/* What of [first, end) the pin holds, but for what it lost at either side; false: nothing. */
 static bool pin_holds(const struct pin *pin, uint64_t *first, uint64_t *end)
 {
-	uint64_t lost, lost_end;
+	const bool lossy = atomic_load(&pin->mem->orphan_ticket) == pin->ticket;
 
 	*first = ag_max(*first, pin->page);
 	*end = ag_min(*end, pin->end);
-	if (*first < *end && atomic_load(&pin->mem->orphan_ticket) == pin->ticket) {
-		lost = atomic_load(&pin->mem->orphan_first);
-		lost_end = atomic_load(&pin->mem->orphan_end);
+	for (uint32_t i = 0; lossy && i < RF_PIN_ORPHANS && *first < *end; i++) {
+		uint64_t lost = atomic_load(&pin->mem->orphan[i].first);
+		uint64_t lost_end = atomic_load(&pin->mem->orphan[i].end);
+
 		if (*first >= lost && *first < lost_end)
 			*first = lost_end;
 		if (*end > lost && *end <= lost_end)
@@ -157,30 +158,56 @@ bool ag_pins_long(struct ag_vnode *vn, uint64_t first, uint64_t end)
 	return false;
 }
 
-/* [first, end) of the pin is not of the file any more.  How many pages that were so far. */
+/* The first of a pin's ranges of orphans, from the i-th on, that touches [first, end); RF_PIN_ORPHANS: none. */
+static uint32_t touching(const struct rf_pin *m, uint32_t i, uint64_t first, uint64_t end)
+{
+	for (; i < RF_PIN_ORPHANS; i++) {
+		uint64_t lost = atomic_load(&m->orphan[i].first);
+		uint64_t lost_end = atomic_load(&m->orphan[i].end);
+
+		if (lost < lost_end && lost <= end && lost_end >= first)
+			break;
+	}
+	return i;
+}
+
+/*
+ * [first, end) of the pin is not of the file any more.  How many pages more that are.  If we die in
+ * between, what is noted is true, and not all of it.
+ */
 static uint64_t orphan(const struct pin *pin, uint64_t first, uint64_t end)
 {
 	struct rf_pin *m = pin->mem;
-	uint64_t n = end - first, lost, lost_end;
+	uint64_t n = end - first, lost, lost_end, lo = first, hi = end;
+	uint32_t to = RF_PIN_ORPHANS, i;
 
 	if (atomic_load(&m->orphan_ticket) != pin->ticket) {
-		atomic_store(&m->orphan_first, first);
-		atomic_store(&m->orphan_end, end);
-		atomic_store(&m->orphans, n);
+		for (i = 0; i < RF_PIN_ORPHANS; i++)
+			atomic_store(&m->orphan[i].end, 0);
+		atomic_store(&m->orphans, 0);
 		atomic_store(&m->orphan_ticket, pin->ticket);
-		return n;
 	}
-	lost = ag_min(ag_max(atomic_load(&m->orphan_first), first), end);
-	lost_end = ag_max(ag_min(atomic_load(&m->orphan_end), end), lost);
-	n -= lost_end - lost;
-	/* If we die in between, what is noted is true, and not all of it. */
+	for (i = touching(m, 0, first, end); i < RF_PIN_ORPHANS;
+	     i = touching(m, i + 1, first, end)) {
+		lost = atomic_load(&m->orphan[i].first);
+		lost_end = atomic_load(&m->orphan[i].end);
+		lo = ag_min(lo, lost);
+		hi = ag_max(hi, lost_end);
+		lost = ag_max(lost, first);
+		lost_end = ag_max(ag_min(lost_end, end), lost);
+		n -= ag_min(n, lost_end - lost);
+		to = ag_min(to, i);
+	}
 	atomic_fetch_add(&m->orphans, n);
-	lost = atomic_load(&m->orphan_first);
-	lost_end = atomic_load(&m->orphan_end);
-	if (first <= lost_end && end >= lost) {
-		atomic_store(&m->orphan_first, ag_min(first, lost));
-		atomic_store(&m->orphan_end, ag_max(end, lost_end));
-	}
+	for (i = 0; to == RF_PIN_ORPHANS && i < RF_PIN_ORPHANS; i++)
+		if (atomic_load(&m->orphan[i].end) <= atomic_load(&m->orphan[i].first))
+			to = i;
+	if (to == RF_PIN_ORPHANS)
+		return n;
+	atomic_store(&m->orphan[to].first, lo);
+	atomic_store(&m->orphan[to].end, hi);
+	for (i = to; (i = touching(m, i + 1, lo, hi)) < RF_PIN_ORPHANS;)
+		atomic_store(&m->orphan[i].end, 0);
 	return n;
 }
 
