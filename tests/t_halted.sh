@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 #
-# t_halted - a program stands still at each system call of a store or a write, with what it holds there, while
+# t_halted - a program stands still at each system call of a store, a write or an mremap, with what it holds, while
 # the file is cut, punched, flushed and written to: tests/prog/halted.c.
 #
 # A change does not wait for such a program for ever, and what it stores when it goes on is not lost.

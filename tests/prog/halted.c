@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * halted - a program stands still at any system call of a load, a store or a write, while others change the
- * file.
+ * halted - a program stands still at any system call of a load, a store, a write or a change of its mapping,
+ * while others change the file.
  *
  *	halted FILE SERVED TO FROM	FILE: of a volume, SERVED: the same in the server's directory, out
  *					of the volume; TO, FROM: pipes to and from
@@ -25,6 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -34,8 +35,13 @@
 #endif
 
 enum { PAGE = 4096, PAGES = 8, AT = 5 * PAGE, SIZE = PAGES * PAGE };
-enum { LOAD, STORE, WRITE, WRITE_DIRTY, DEEDS };
-static const char *const deed_name[DEEDS] = {"load", "store", "write", "write to a dirty page"};
+enum { LOAD, STORE, WRITE, WRITE_DIRTY, MOVE, PROTECT, DEEDS };
+static const char *const deed_name[DEEDS] = {"load",
+					     "store",
+					     "write",
+					     "write to a dirty page",
+					     "move of the mapping",
+					     "change of protection"};
 enum { CUT, SHORTEN, PUNCH, ZERO, FLUSH, CHANGE, CHANGES, FAR = CHANGES, WAYS = 2 * CHANGES };
 static const char *const change_name[CHANGES] = {"cut and extended", "cut in the page and extended",
 						 "punched",          "zeroed",
@@ -65,19 +71,33 @@ static _Noreturn void child(const char *path, int deed)
 {
 	unsigned char b[SIZE];
 	int own = open(path, O_RDWR);
-	volatile unsigned char *m =
+	void *mem =
 	    own < 0 ? MAP_FAILED : mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, own, 0);
+	volatile unsigned char *m = mem;
 
-	if (m == MAP_FAILED || ptrace(PTRACE_TRACEME, 0, NULL, NULL))
+	if (mem == MAP_FAILED || prctl(PR_SET_PDEATHSIG, SIGKILL))
+		err(1, "child");
+	if (deed == MOVE || deed == PROTECT)
+		m[AT] = 'n';
+	if (ptrace(PTRACE_TRACEME, 0, NULL, NULL))
 		err(1, "child");
 	raise(SIGSTOP);
+	if (deed == MOVE)
+		m = mremap(mem, SIZE, 2 * SIZE, MREMAP_MAYMOVE);
+	else if (deed == PROTECT &&
+		 (mprotect(mem, SIZE, PROT_READ) || mprotect(mem, SIZE, PROT_READ | PROT_WRITE)))
+		err(1, "mprotect");
 	if (deed == LOAD)
 		(void)m[AT];
 	else if (deed == STORE)
 		m[AT] = 'n';
-	else if (pwrite(own, "n", 1, AT) != 1)
+	else if ((deed == WRITE || deed == WRITE_DIRTY) && pwrite(own, "n", 1, AT) != 1)
 		err(1, "pwrite");
 	raise(SIGSTOP);
+	if (m == MAP_FAILED)
+		err(1, "mremap");
+	if (deed == MOVE || deed == PROTECT)
+		m[AT + 1] = 'p';
 	if (fsync(own) || pread(own, b, SIZE, 0) != SIZE)
 		err(1, "child");
 	for (int i = 0; i < SIZE; i++)
