@@ -385,7 +385,8 @@ struct rf_host {
 	uint64_t boot; /* random: this supervisor's life */
 	struct {
 		_Alignas(64) _Atomic uint64_t cb_s_break; /* mass breaks */
-		_Atomic uint64_t leased; /* the agent's: no promise lasts longer, CLOCK_MONOTONIC ns */
+		_Atomic uint64_t
+		    leased; /* the agent's: no promise lasts longer, CLOCK_MONOTONIC ns */
 	} server[RF_MAX_SERVERS];
 	_Alignas(4096) struct rf_stat_entry stat[RF_STAT_BUCKETS];
 };
