@@ -16,7 +16,7 @@ if ! export_on ext4; then
 	exit 0
 fi
 # Page k of each file is made of the letter k: a, b, c ...
-for f in moved held lost killed dead source copy one two first second silent still other; do
+for f in moved held lost killed dead source copy one two first second late silent still other; do
 	for k in a b c d e f g h; do head -c $P /dev/zero | tr '\0' $k; done >"$T/vol/$f"
 done
 : >"$T/vol/many"
@@ -167,6 +167,19 @@ crosswise() {
 }
 here two-hosts-crosswise crosswise
 
+# A pin that is taken after the connection was lost, before the change is known to be made, is of the
+# pages that are there then: it does not lose them to a change that it came after.
+pinned_late() {
+	local n
+	WORKER=pins worker p A obey
+	open_all 15 late && want p ok open "$T/vol/late" $((7 * P)) rw && hold && tell a falloc 15 collapse $P $P &&
+		becomes late frozen && want relay ok cut && becomes late gated && tell p pin $((4 * P)) $P w && asked p && pass && answered a ok && answered p ok || return
+	n=$(status A | grep -c '^orphans: late ')
+	[ "$n" = 0 ] || { echo "the pin has lost its page"; status A | grep '^orphans'; return 1; }
+	want p 66 load $((4 * P)) 1 && want p ok kstore $((4 * P)) 7a && want a ok msync 15 && want b 7a pread 15 1 $((4 * P)) &&
+		want p ok unpin $((4 * P)) $P && dismiss p
+}
+
 # Who needs two files is not overtaken for ever by those who need one of them: what comes after a copy
 # waits for it, though one of its files is free.
 asked() { # asked NAME: the agent has its request
@@ -188,6 +201,7 @@ turns() {
 	want a 0 size 13 && want a $P size 14
 }
 here two-files-in-turn turns
+here pin-that-comes-after-a-lost-connection pinned_late
 dismiss a3 a4
 
 # Another agent on host A, with these in its environment.

@@ -274,7 +274,10 @@ static void evict(struct ag_task *t)
 		else
 			t->unsure = true;
 	}
-	ag_pins_orphan(vn, t->page, t->end);
+	/* Nobody could take a pin since the frozen change asked for them; once thawed, what is pinned came
+	 * after it, and is not in the cache yet, or dirty. */
+	if (vn->frozen)
+		ag_pins_orphan(vn, t->page, t->end);
 }
 
 /* ---- size ---- */
