@@ -7,7 +7,7 @@
 . "$(dirname "$0")/lib.sh"
 
 for f in 1 2 3 4; do head -c 65536 /dev/zero | tr '\0' a >"$T/vol/f$f"; done
-start_server --lease 4 # by an eighth of which a busy machine may be late
+start_server --lease 3 # by an eighth of which a busy machine may be late
 make_hosts
 worker a A
 worker b B
