@@ -48,6 +48,10 @@ by_others() {
 		want a 61 load 2 0 1 && want b ok store 1 7 5a && want b ok msync 1 && want b ok truncate 1 65536 || return
 	want a 58595a pread 1 3 5 && want a 58595a load 1 5 3 && want a 65536 size 1
 }
-check made-too-long-by-another-host by_others
+if [ "${B:-build}" = build-san ]; then
+	skip made-too-long-by-another-host "the sanitizers have taken the room"
+else
+	check made-too-long-by-another-host by_others
+fi
 export KILLS_AGENTS=1
 finish
