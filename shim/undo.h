@@ -5,24 +5,41 @@
  *
  * glibc's older pthread_cleanup_push does that: what it is given runs also when longjmp leaves the frame
  * (the newer one, behind the macro of that name, knows of cancellation only).  A jump between having
- * something and telling undo of it leaks it: where that matters, signals are blocked meanwhile.
+ * something and telling undo of it leaks it: where that matters, signals are blocked meanwhile.  glibc
+ * takes what has run off its list when the whole jump is done: another jump, by a handler that comes in
+ * between, would run it a second time.  So each is done once at the most.
  */
 #ifndef SHIM_UNDO_H
 #define SHIM_UNDO_H
 
 #include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
 
 void _pthread_cleanup_push(struct _pthread_cleanup_buffer *b, void (*fn)(void *), void *arg);
 void _pthread_cleanup_pop(struct _pthread_cleanup_buffer *b, int run);
 
 struct undo {
 	struct _pthread_cleanup_buffer b;
+	void (*_Atomic fn)(void *); /* NULL: has run */
+	void *arg;
 };
+
+static inline void undo_run(void *arg)
+{
+	struct undo *u = arg;
+	void (*fn)(void *) = atomic_exchange(&u->fn, NULL);
+
+	if (fn)
+		fn(u->arg);
+}
 
 /* In the frame that waits, or one that outlives it; in the order of a stack. */
 static inline void undo_begin(struct undo *u, void (*fn)(void *), void *arg)
 {
-	_pthread_cleanup_push(&u->b, fn, arg);
+	atomic_init(&u->fn, fn);
+	u->arg = arg;
+	_pthread_cleanup_push(&u->b, undo_run, u);
 }
 /* It is done here and now. */
 static inline void undo_end(struct undo *u)
