@@ -4,6 +4,8 @@
  *
  * Counters, locks: none of its own.
  */
+#include <sys/socket.h>
+
 #include "map.h"
 #include "user.h"
 
@@ -12,7 +14,7 @@ bool iov_populate(struct ctx *c, const struct iovec *iov, size_t cnt, bool write
 {
 	bool all = true;
 
-	for (size_t i = 0; i < cnt; i++)
+	for (size_t i = 0; i < cnt && cnt <= IOV_MAX; i++)
 		if (map_hits(c, iov[i].iov_base, iov[i].iov_len))
 			all &= !map_populate(c, iov[i].iov_base, iov[i].iov_len, write, pins);
 	return all;
@@ -63,11 +65,10 @@ static int piece_ends(struct ctx *c, const struct map_entry *e, uintptr_t lo, ui
 	return 1;
 }
 
-ssize_t iov_room(struct ctx *c, int fd, const struct iovec *iov, size_t cnt)
+size_t iov_place(struct ctx *c, const struct iovec *iov, size_t cnt)
 {
 	const size_t all = iov_bytes(iov, cnt);
 	uintptr_t at, end;
-	struct stat st;
 	size_t n = 0;
 
 	for (size_t i = 0; i < cnt && n < all; i++) {
@@ -79,7 +80,23 @@ ssize_t iov_room(struct ctx *c, int fd, const struct iovec *iov, size_t cnt)
 		if (end - at < iov[i].iov_len)
 			break;
 	}
-	if (n >= all || rf_syscall(SYS_fstat, fd, &st) || S_ISSOCK(st.st_mode))
+	return n < all ? n : all;
+}
+
+static bool has_packets(int fd)
+{
+	socklen_t len = sizeof(int);
+	int type = SOCK_STREAM;
+	long r = rf_syscall(SYS_getsockopt, fd, SOL_SOCKET, SO_TYPE, &type, &len);
+
+	return type != SOCK_STREAM || r == -EBADF; /* that the kernel says first */
+}
+
+ssize_t iov_room(struct ctx *c, int fd, const struct iovec *iov, size_t cnt)
+{
+	const size_t all = iov_bytes(iov, cnt), n = iov_place(c, iov, cnt);
+
+	if (n == all || has_packets(fd))
 		return (ssize_t)all;
 	return n ? (ssize_t)n : -EFAULT;
 }

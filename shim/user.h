@@ -36,7 +36,8 @@ static inline bool iov_hits(const struct ctx *c, const struct iovec *iov, size_t
 	return false;
 }
 
-/* What lies in managed mappings is there for the kernel to load (write: to store): true if all is. */
+/* What lies in managed mappings is there for the kernel to load (write: to store): true if all is.  More
+ * than IOV_MAX of them the kernel does not even look at. */
 bool iov_populate(struct ctx *c, const struct iovec *iov, size_t cnt, bool write,
 		  struct pin_call *pins);
 
@@ -65,6 +66,9 @@ size_t iov_bytes(const struct iovec *iov, size_t cnt);
 /* n bytes of ours into it.  False, and EFAULT: part of it has no place to go, and is lost. */
 bool iov_scatter(struct ctx *c, const struct iovec *iov, const char *src, size_t n);
 
+/* As many of them from the first on as have a place to go. */
+size_t iov_place(struct ctx *c, const struct iovec *iov, size_t cnt);
+
 /*
  * How many of them to take from fd: as many as have a place to go, the rest stays there; but of packets,
  * which are gone whole, all.  -EFAULT: none has.
@@ -90,5 +94,11 @@ ssize_t iov_room(struct ctx *c, int fd, const struct iovec *iov, size_t cnt);
 		r_;                                                                                \
 	})
 #define BOUNCED(c, iov, cnt, call) BOUNCED_BYTES(c, iov, iov_bytes(iov, cnt), call)
+/* The same of a call that takes from fd. */
+#define BOUNCED_FROM(c, fd, iov, cnt, call)                                                        \
+	({                                                                                         \
+		const ssize_t room_ = iov_room(c, fd, iov, cnt);                                   \
+		room_ < 0 ? wrap_ret(room_) : BOUNCED_BYTES(c, iov, (size_t)room_, call);          \
+	})
 
 #endif

@@ -115,12 +115,9 @@ slow_read(struct ctx *c, int fd, const struct iovec *iov, int cnt, off_t off, in
 		if (done)
 			return r;
 	}
-	r = iov_room(c, fd, iov, (size_t)cnt);
-	if (r < 0)
-		return wrap_ret(r);
-	return BOUNCED_BYTES(c, iov, (size_t)r,
-			     off == IO_POS && !flags ? c->real.readv(fd, b_, 1)
-						     : c->real.preadv2(fd, b_, 1, off, flags));
+	return BOUNCED_FROM(c, fd, iov, (size_t)cnt,
+			    off == IO_POS && !flags ? c->real.readv(fd, b_, 1)
+						    : c->real.preadv2(fd, b_, 1, off, flags));
 }
 
 __attribute__((noinline, cold)) static ssize_t

@@ -26,13 +26,8 @@ ssize_t w_vmsplice(int fd, const struct iovec *iov, size_t cnt, unsigned flags)
 
 	if (likely(!iov_hits(c, iov, cnt)))
 		return c->real.vmsplice(fd, iov, cnt, flags);
-	if ((rf_syscall(SYS_fcntl, fd, F_GETFL) & O_ACCMODE) == O_RDONLY) {
-		const ssize_t room = iov_room(c, fd, iov, cnt);
-
-		return room < 0 ? wrap_ret(room)
-				: BOUNCED_BYTES(c, iov, (size_t)room,
-						c->real.vmsplice(fd, b_, 1, flags));
-	}
+	if ((rf_syscall(SYS_fcntl, fd, F_GETFL) & O_ACCMODE) == O_RDONLY)
+		return BOUNCED_FROM(c, fd, iov, cnt, c->real.vmsplice(fd, b_, 1, flags));
 	return POPULATED(c, iov, cnt, c->real.vmsplice(fd, iov, cnt, flags));
 }
 
@@ -84,9 +79,7 @@ static bool msg_populate(struct ctx *c, const struct msghdr *m, struct pin_call 
 {
 	bool all = iov_populate(c, msg_rest(m).v, 2, false, NULL);
 
-	if (m->msg_iovlen <= IOV_MAX)
-		all &= iov_populate(c, m->msg_iov, m->msg_iovlen, false, pins);
-	return all;
+	return iov_populate(c, m->msg_iov, m->msg_iovlen, false, pins) && all;
 }
 
 ssize_t w_sendmsg(int fd, const struct msghdr *m, int flags)
@@ -138,7 +131,7 @@ ssize_t w_recv(int fd, void *buf, size_t n, int flags)
 
 	if (likely(!map_hits(c, buf, n)))
 		return c->real.recv(fd, buf, n, flags);
-	return BOUNCED(c, &v, 1, c->real.recv(fd, b_->iov_base, b_->iov_len, flags));
+	return BOUNCED_FROM(c, fd, &v, 1, c->real.recv(fd, b_->iov_base, b_->iov_len, flags));
 }
 
 ssize_t w___recv_chk(int fd, void *buf, size_t n, size_t buflen, int flags)
@@ -154,7 +147,8 @@ ssize_t w_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from
 
 	if (likely(!map_hits(c, buf, n)))
 		return c->real.recvfrom(fd, buf, n, flags, from, fl);
-	return BOUNCED(c, &v, 1, c->real.recvfrom(fd, b_->iov_base, b_->iov_len, flags, from, fl));
+	return BOUNCED_FROM(c, fd, &v, 1,
+			    c->real.recvfrom(fd, b_->iov_base, b_->iov_len, flags, from, fl));
 }
 
 ssize_t w___recvfrom_chk(int fd, void *buf, size_t n, size_t buflen, int flags,
@@ -191,11 +185,11 @@ ssize_t w_recvmsg(int fd, struct msghdr *m, int flags)
 
 	if (likely(!msg_hits(c, m)))
 		return c->real.recvmsg(fd, m, flags);
-	return BOUNCED(c, m->msg_iov, m->msg_iovlen, recvmsg_into(c, fd, m, b_, flags));
+	return BOUNCED_FROM(c, fd, m->msg_iov, m->msg_iovlen, recvmsg_into(c, fd, m, b_, flags));
 }
 
 /* All messages through one private buffer: their headers, what these point to, their bytes.  No more
- * messages than it has room for. */
+ * messages than it has room for, and none behind one that has no place to go. */
 static int recvmmsg_bounced(struct ctx *c, int fd, struct mmsghdr *m, unsigned n, int flags,
 			    struct timespec *t)
 {
@@ -203,13 +197,15 @@ static int recvmmsg_bounced(struct ctx *c, int fd, struct mmsghdr *m, unsigned n
 	struct mmsghdr *to;
 	struct iovec *v;
 	struct io_hold h;
+	bool placed = true;
 	unsigned k, i;
 	char *bytes;
 	int r;
 
-	for (k = 0; k < n && k < MMSG_MAX; k++) {
+	for (k = 0; k < n && k < MMSG_MAX && placed; k++) {
 		len = iov_bytes(m[k].msg_hdr.msg_iov, m[k].msg_hdr.msg_iovlen);
-		if (k && len > BOUNCE_MAX - size)
+		placed = iov_place(c, m[k].msg_hdr.msg_iov, m[k].msg_hdr.msg_iovlen) == len;
+		if (k && (len > BOUNCE_MAX - size || !placed))
 			break;
 		size += len;
 	}

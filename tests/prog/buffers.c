@@ -13,6 +13,7 @@
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <mqueue.h>
 #include <pthread.h>
 #include <sched.h>
@@ -142,6 +143,8 @@ static void processes(void)
 	/* What is stored past the page tables is written back, too. */
 	CHECK(fsync(fd) == 0 && pread(fd, t, 8000, HALF) == 8000 && !memcmp(t, ref + 300, 8000));
 	CHECK(process_vm_readv(getpid(), &v, 1, &far, 1, 0) == -1 && errno == EFAULT);
+	far.iov_base = p;
+	CHECK(process_vm_writev(getpid(), &v, LONG_MAX, &far, 1, 0) == -1 && errno == EINVAL);
 }
 
 static void queues(void)
@@ -219,6 +222,38 @@ static void streams(void)
 	CHECK(strcmp(got, "end\n") == 0 && pclose(f) == 0 && !p[HALF] && !p[HALF + BIG - 1]);
 }
 
+/* The second page of a mapping lies behind the end of the file. */
+static void no_place(void)
+{
+	char *q = mmap(NULL, 2L * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, LEN - PAGE);
+	struct iovec v = {q, 2L * PAGE}, w[3] = {{p, 10}, {q + PAGE, 10}, {p + HALF, 10}};
+	struct msghdr m = {.msg_iov = &v, .msg_iovlen = 1};
+	struct mmsghdr in[3] = {0};
+	int st[2];
+
+	CHECK(q != MAP_FAILED && socketpair(AF_UNIX, SOCK_STREAM, 0, st) == 0);
+	for (int how = 0; how < 4; how++) { /* of a stream the rest is there for the next call */
+		CHECK(write(st[0], ref, 6000) == 6000);
+		CHECK((how == 0   ? recv(st[1], q, 2L * PAGE, 0)
+		       : how == 1 ? recvfrom(st[1], q, 2L * PAGE, 0, NULL, NULL)
+		       : how == 2 ? recvmsg(st[1], &m, 0)
+				  : read(st[1], q, 2L * PAGE)) == PAGE);
+		CHECK(recv(st[1], q + PAGE, 10, 0) == -1 && errno == EFAULT);
+		CHECK(recv(st[1], t, LEN, MSG_DONTWAIT) == 6000 - PAGE);
+		CHECK(memcmp(q, ref, PAGE) == 0 && memcmp(t, ref + PAGE, 6000 - PAGE) == 0);
+	}
+	for (int i = 0; i < 3; i++) { /* of three messages the one in the middle is lost, no more */
+		CHECK(send(dg[0], ref + i, 10, 0) == 10);
+		in[i].msg_hdr = (struct msghdr){.msg_iov = w + i, .msg_iovlen = 1};
+	}
+	CHECK(recvmmsg(dg[1], in, 3, 0, NULL) == 1 && memcmp(p, ref, 10) == 0);
+	CHECK(recvmmsg(dg[1], in + 1, 2, 0, NULL) == -1 && errno == EFAULT);
+	CHECK(recvmmsg(dg[1], in + 2, 1, 0, NULL) == 1 && memcmp(p + HALF, ref + 2, 10) == 0);
+	munmap(q, 2L * PAGE);
+	close(st[0]);
+	close(st[1]);
+}
+
 static void calls(void)
 {
 	datagrams();
@@ -226,6 +261,7 @@ static void calls(void)
 	queues();
 	chance();
 	streams();
+	no_place();
 }
 
 /* ---- while pages go ---- */
