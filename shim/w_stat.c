@@ -4,8 +4,9 @@
  *
  * A managed descriptor: the vnode's header, after its promise was found valid or was renewed.  A
  * name, or another descriptor: by device and inode in the agent's table, which holds every file
- * that any program of this user has open, and where no promise holds the agent asks first.  For a name in a volume the library attaches to an agent
- * that runs; none is started, and a program that only asks about other files never attaches.
+ * that any program of this user has open, and where no promise holds the agent asks first.  For a
+ * name in a volume the library attaches to an agent that runs; none is started, and a program that
+ * only asks about other files never attaches.
  *
  * Times.  utimes() sets those of the file underneath, which the agent does not hear of.  So mtime
  * and ctime are shown as a pair from where ctime is later: the kernel's after utimes() here, the
@@ -132,7 +133,7 @@ static bool lookup(struct ctx *c, struct asked a, uint64_t dev, uint64_t ino, ui
 		return false;
 	if (!vnode_until(c, t->until)) { /* whoever asks; not to be had: what was last known */
 		agent_request(c, RF_OP_FAULT, id, 0, arg, NULL, 0, NULL, sys_getmask());
-		held(c, dev, ino, t, &id);
+		return held(c, dev, ino, t, &id); /* forgotten meanwhile: *t is of another */
 	}
 	return true;
 }

@@ -23,7 +23,8 @@
  * A request is abandoned by bumping the cell's seq; an answer whose seq is not the cell's is
  * dropped.  All requests are idempotent: when rf_proc.agent_gen moves, a waiter sends its request
  * again, with the same cell and seq, from which the agent makes the ids of changing calls: what the
- * agent before had sent to the server is not done twice, APPEND neither.  A connection that hung up means that agent and supervisor are both gone.
+ * agent before had sent to the server is not done twice, APPEND neither.  A connection that hung up
+ * means that agent and supervisor are both gone.
  *
  * Stripper.  The other end of the socket passed as ATTACH's second descriptor (SEQPACKET) carries
  * struct rf_strip both ways: the agent orders, the stripper answers with the same packet when no

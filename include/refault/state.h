@@ -29,9 +29,10 @@
  *	EMPTY      -> DIRTY       agent: filled again, for the store that may still come
  *
  * Whoever changes a word that others may wait for (WRITEBACK, REJECTED) wakes the futex on its low
- * half; who waits has raised its program's `waiting` before it looked at the word a last time, so whoever
- * has changed many looks there first; a program that died is not waited with any more.  The generation changes whenever the content changes other than by
- * the programs' own stores, so that optimistic readers and mkwrite's CAS notice.
+ * half; who waits has raised its program's `waiting` before it looked at the word a last time, so
+ * whoever has changed many looks there first, in programs that are alive.  The generation changes
+ * whenever the content changes other than by the programs' own stores, so that optimistic readers and
+ * mkwrite's CAS notice.
  *
  * Counters: cb_break, cb_s_break count breaks and mass breaks; a promise holds while
  *	cb_expires_at > CLOCK_MONOTONIC  &&  cb_s_seen == host->server[server].cb_s_break.
