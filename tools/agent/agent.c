@@ -156,12 +156,13 @@ static void on_fast(uv_timer_t *h)
 {
 	struct ag *ag = ag_of(h, struct ag, fast);
 	uint64_t now = ag_now();
-	bool suspects = false, unstripped;
+	bool suspects = false;
 	struct ag_vnode *vn;
 	struct ag_task *t;
 	struct ag_proc *p;
 	struct ag_op *op;
 
+	ag->fast_on = false; /* whoever starts it from here on is not forgotten at the end */
 	ag_procs_check(ag);
 	while ((vn = ag_first(&ag->soon, struct ag_vnode, soon))) {
 		ag_list_del(&vn->soon);
@@ -174,13 +175,12 @@ static void on_fast(uv_timer_t *h)
 	ag_for_each (op, &ag->slow_ops, slow)
 		ag_flush_slow(op, now);
 	ag_structurals_slow(ag, now);
-	unstripped = ag_servers_slow(ag, now);
+	ag->fast_on |= ag_servers_slow(ag, now);
 	ag_settle(ag);
-	if (!suspects && !unstripped && ag_list_empty(&ag->soon) && ag_list_empty(&ag->slow) &&
-	    ag_list_empty(&ag->slow_ops) && ag_list_empty(&ag->slow_changes)) {
+	ag->fast_on |= suspects || !ag_list_empty(&ag->soon) || !ag_list_empty(&ag->slow) ||
+		       !ag_list_empty(&ag->slow_ops) || !ag_list_empty(&ag->slow_changes);
+	if (!ag->fast_on)
 		uv_timer_stop(&ag->fast);
-		ag->fast_on = false;
-	}
 }
 
 void ag_fast_start(struct ag *ag)
