@@ -29,21 +29,6 @@ size_t iov_bytes(const struct iovec *iov, size_t cnt)
 	return n;
 }
 
-bool iov_scatter(struct ctx *c, const struct iovec *iov, const char *src, size_t n)
-{
-	for (; n; iov++) {
-		size_t len = iov->iov_len < n ? iov->iov_len : n;
-
-		if (page_copy_user(c, iov->iov_base, src, len)) {
-			errno = EFAULT;
-			return false;
-		}
-		src += len;
-		n -= len;
-	}
-	return true;
-}
-
 /* *arg, where the memory ends, comes down to where this mapping has no page for a store. */
 static int piece_ends(struct ctx *c, const struct map_entry *e, uintptr_t lo, uintptr_t hi,
 		      void *arg)
@@ -83,20 +68,42 @@ size_t iov_place(struct ctx *c, const struct iovec *iov, size_t cnt)
 	return n < all ? n : all;
 }
 
+bool iov_scatter(struct ctx *c, const struct iovec *iov, const char *src, size_t n)
+{
+	for (; n; iov++) {
+		size_t len = iov->iov_len < n ? iov->iov_len : n;
+
+		/* Asked first: a store that the mapping does not allow is no SIGBUS. */
+		if (iov_place(c, &(struct iovec){iov->iov_base, len}, 1) < len ||
+		    page_copy_user(c, iov->iov_base, src, len)) {
+			errno = EFAULT;
+			return false;
+		}
+		src += len;
+		n -= len;
+	}
+	return true;
+}
+
 static bool has_packets(int fd)
 {
 	socklen_t len = sizeof(int);
-	int type = SOCK_STREAM;
-	long r = rf_syscall(SYS_getsockopt, fd, SOL_SOCKET, SO_TYPE, &type, &len);
+	int type;
 
-	return type != SOCK_STREAM || r == -EBADF; /* that the kernel says first */
+	return !rf_syscall(SYS_getsockopt, fd, SOL_SOCKET, SO_TYPE, &type, &len) &&
+	       type != SOCK_STREAM;
 }
 
-ssize_t iov_room(struct ctx *c, int fd, const struct iovec *iov, size_t cnt)
+size_t iov_room(struct ctx *c, int fd, const struct iovec *iov, size_t cnt)
 {
 	const size_t all = iov_bytes(iov, cnt), n = iov_place(c, iov, cnt);
 
-	if (n == all || has_packets(fd))
-		return (ssize_t)all;
-	return n ? (ssize_t)n : -EFAULT;
+	return n == all || !has_packets(fd) ? n : all;
+}
+
+struct iovec iov_first(const struct iovec *iov, size_t cnt)
+{
+	for (; cnt > 1 && !iov->iov_len; cnt--)
+		iov++;
+	return *iov;
 }

@@ -71,9 +71,11 @@ size_t iov_place(struct ctx *c, const struct iovec *iov, size_t cnt);
 
 /*
  * How many of them to take from fd: as many as have a place to go, the rest stays there; but of packets,
- * which are gone whole, all.  -EFAULT: none has.
+ * which are gone whole, all.
  */
-ssize_t iov_room(struct ctx *c, int fd, const struct iovec *iov, size_t cnt);
+size_t iov_room(struct ctx *c, int fd, const struct iovec *iov, size_t cnt);
+/* The first that is not empty. */
+struct iovec iov_first(const struct iovec *iov, size_t cnt);
 
 /* The value of `call`, which receives into b_[0], at most n bytes, then in the place of iov. */
 #define BOUNCED_BYTES(c, iov, n, call)                                                             \
@@ -94,11 +96,14 @@ ssize_t iov_room(struct ctx *c, int fd, const struct iovec *iov, size_t cnt);
 		r_;                                                                                \
 	})
 #define BOUNCED(c, iov, cnt, call) BOUNCED_BYTES(c, iov, iov_bytes(iov, cnt), call)
-/* The same of a call that takes from fd. */
+/* The same of a call that takes from fd.  No room: the kernel, which has none either, says what then. */
 #define BOUNCED_FROM(c, fd, iov, cnt, call)                                                        \
 	({                                                                                         \
-		const ssize_t room_ = iov_room(c, fd, iov, cnt);                                   \
-		room_ < 0 ? wrap_ret(room_) : BOUNCED_BYTES(c, iov, (size_t)room_, call);          \
+		const size_t room_ = iov_room(c, fd, iov, cnt);                                    \
+		room_ ? BOUNCED_BYTES(c, iov, room_, call) : ({                                    \
+			struct iovec b_[1] = {iov_first(iov, cnt)};                                \
+			(call);                                                                    \
+		});                                                                                \
 	})
 
 #endif

@@ -345,8 +345,9 @@ static ssize_t vm_store(struct ctx *c, pid_t pid, const struct iovec *iov, size_
 
 	pin_call_begin(c, &pins, RF_PIN_LONG);
 	all = iov_populate(c, far, nfar, true, &pins);
-	errno = ENOMEM;
-	if (!pins.missed)
+	if (pins.missed)
+		errno = ENOMEM;
+	else
 		r = c->real.process_vm_writev(pid, iov, cnt, far, nfar, flags);
 	for (int i = 0; r < 0 && errno == EFAULT && all && i < POPULATE_TRIES; i++) {
 		all = iov_populate(c, far, nfar, true, NULL);
@@ -384,14 +385,12 @@ ssize_t w_getrandom(void *buf, size_t n, unsigned flags)
 int w_getentropy(void *buf, size_t n)
 {
 	struct ctx *c = ctx_get();
+	struct iovec v = {buf, n};
 	char b[ENTROPY_MAX];
 
 	if (likely(!map_hits(c, buf, n)) || n > sizeof(b))
 		return c->real.getentropy(buf, n);
-	if (c->real.getentropy(b, n))
-		return -1;
-	memcpy(buf, b, n);
-	return 0;
+	return c->real.getentropy(b, n) || !iov_scatter(c, &v, b, n) ? -1 : 0;
 }
 
 void w_arc4random_buf(void *buf, size_t n)

@@ -249,6 +249,15 @@ static void no_place(void)
 	CHECK(recvmmsg(dg[1], in, 3, 0, NULL) == 1 && memcmp(p, ref, 10) == 0);
 	CHECK(recvmmsg(dg[1], in + 1, 2, 0, NULL) == -1 && errno == EFAULT);
 	CHECK(recvmmsg(dg[1], in + 2, 1, 0, NULL) == 1 && memcmp(p + HALF, ref + 2, 10) == 0);
+	/* Nor where it may not be stored to.  What the kernel has to say first it says. */
+	CHECK(mprotect(q, PAGE, PROT_READ) == 0 && send(dg[0], ref, 10, 0) == 10);
+	CHECK(recv(dg[1], q, 10, 0) == -1 && errno == EFAULT);
+	CHECK(getrandom(q, 10, 0) == -1 && errno == EFAULT);
+	CHECK(getentropy(q, 10) == -1 && errno == EFAULT);
+	CHECK(recv(dg[1], q, 10, MSG_DONTWAIT) == -1 && errno == EAGAIN);
+	CHECK(recv(st[1], q, 10, MSG_DONTWAIT) == -1 && errno == EAGAIN);
+	CHECK(recv(fd, q, 10, 0) == -1 && errno == ENOTSOCK);
+	CHECK(shutdown(st[0], SHUT_WR) == 0 && read(st[1], q, 10) == 0);
 	munmap(q, 2L * PAGE);
 	close(st[0]);
 	close(st[1]);
