@@ -25,8 +25,8 @@
  *	UPTODATE   -> WRITEBACK   agent: the page changes in place or is dropped; gen + 1
  *	WRITEBACK  -> EMPTY       agent: dropped (punched)
  *	any        -> REJECTED    agent: the server refused the write-back; gen + 1, then EMPTY
- *	DIRTY      -> EMPTY       agent: cut off while a slot names the page; gen + 1, the twin stays, and
- *	EMPTY      -> DIRTY       agent: filled again, for the store that may still come
+ *	any dirty  -> EMPTY       agent: cut off while a slot names the page; gen + 1, key and twin stay
+ *	EMPTY      -> DIRTY       agent: that one is filled again, for the store that may still come
  *
  * Whoever changes a word that others may wait for (WRITEBACK, REJECTED) wakes the futex on its low
  * half; who waits has raised its program's `waiting` before it looked at the word a last time, so
@@ -105,8 +105,9 @@ enum rf_page_state {
 /*
  *	bits  0..2   state
  *	bit   3      SYNC: holds a synchronisation object, never stripped or punched
- *	bits  4..9   key (DIRTY, WRITEBACK): the identity under which it was dirtied and is written back
- *	bits 10..31  twin index (DIRTY, WRITEBACK)
+ *	bits  4..9   key: the identity under which it was dirtied and is written back
+ *	bits 10..31  twin index; with the key in DIRTY, WRITEBACK and REJECTED, and in EMPTY where a dirty
+ *	             page was cut off (see above); else both are 0
  *	bits 32..63  generation
  */
 typedef _Atomic uint64_t rf_word;

@@ -79,10 +79,10 @@ ssize_t ag_diff_all(struct ag_change *c, const void *page, uint64_t off, uint32_
  * Three ways: bytes [from, to) of the page have become theirs on the server.  Where mine == twin
  * and it is not marked take theirs, by compare-and-swap on aligned words, as programs store at the
  * same time; the twin becomes theirs in any case, after the page, so that a crash in between sends
- * too much, never too little (nor that: see struct ag_merging).  inflight: a bit a byte that is on its way, or NULL; these come after
- * theirs on the server, and page and twin are left alone.  theirs points at the byte for `from`.
- * which: a bit a byte of the page, in the order of a twin's marks, for those of [from, to) that are
- * meant; NULL: all.  Bytes of one word change at once.
+ * too much, never too little (nor that, if it is done again: struct ag_merging).  inflight: a bit a
+ * byte that is on its way, or NULL; these come after theirs on the server, and page and twin are left
+ * alone.  theirs points at the byte for `from`.  which: a bit a byte of the page, in the order of a
+ * twin's marks, for those of [from, to) that are meant; NULL: all.  Bytes of one word change at once.
  */
 void ag_merge(void *page, void *twin, const _Atomic uint8_t *mark, const uint8_t *inflight,
 	      const void *theirs, const uint8_t *which, uint32_t from, uint32_t to);
