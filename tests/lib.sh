@@ -339,6 +339,16 @@ want() {
 	echo "$name: $*: answered '$got', should be '$answer'"
 	return 1
 }
+# stripper NAME: the process that strips that worker's mappings.
+stripper() {
+	local p
+	p=$(ask "$1" pid) || return
+	for p in $(cat "/proc/$p/task/$p/children"); do
+		[ "$(cat "/proc/$p/comm")" = refault-strip ] && echo "$p" && return
+	done
+	echo "$1 has no stripper"
+	return 1
+}
 dismiss() {
 	local name in out
 	for name; do

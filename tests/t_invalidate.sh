@@ -268,18 +268,14 @@ will_need() {
 }
 check willneed-and-readahead-fetch will_need
 
+# Nothing is stripped: whom an agent cannot get stripped in time loses all that is clean.
 dont_need() {
-	want b ok map 20 20 rw 0 1048576 && want b 77 all 20 0 1048576 && stripper_of b STOP &&
+	local s
+	want b ok map 20 20 rw 0 1048576 && want b 77 all 20 0 1048576 && s=$(stripper b) && kill -STOP "$s" &&
 		want b ok advise 20 4000 8300 $DONTNEED && fetched B 2 want b 77 all 20 0 1048576 &&
 		want b ok advise 20 1 4094 $DONTNEED && fetched B 0 want b 77 all 20 0 1048576 &&
-		stripper_of b CONT && want b ok store 20 8192 78 && want b ok advise 20 0 0 $DONTNEED &&
+		kill -CONT "$s" && want b ok store 20 8192 78 && want b ok advise 20 0 0 $DONTNEED &&
 		want b 78 load 20 8192 1 && want b ok msync 20 && want b 78 load 20 8192 1
-}
-# Nothing is stripped: whom an agent cannot get stripped in time loses all that is clean.
-stripper_of() {
-	local pid
-	pid=$(ask "$1" pid) && pid=$(cat "/proc/$pid/task/$pid/children") && [ -n "$pid" ] &&
-		kill "-$2" "${pid% }"
 }
 check dontneed-drops-whole-clean-pages dont_need
 

@@ -114,7 +114,7 @@ unstripped() { # unstripped FILE COMMAND...: what takes host A's connection away
 		want d ok map 9 9 rw 0 $LEN && want a ok store 9 5 7a7a && want d 7a7a load 9 5 2 &&
 		hold && tell a msync 9 || return
 	eventually 10 exported "$1" 5 7a7a || { echo "the store did not arrive"; return 1; }
-	s=$(stripper d) || { echo "there is no stripper"; return 1; }
+	s=$(stripper d) || { echo "$s"; return 1; }
 	kill -STOP "$s"
 	returned() { read -r -t 0 <&"${FROM[c]}"; }
 	# As long as c is not answered, d may see what is old.
@@ -128,13 +128,6 @@ unstripped() { # unstripped FILE COMMAND...: what takes host A's connection away
 	return $r
 }
 returned_or_held() { returned || grep -q "$1: a program does not let go of" "$T/a/agent.log"; }
-stripper() {
-	local p
-	for p in $(cat "/proc/${WPID[$1]}/task/${WPID[$1]}/children"); do
-		[ "$(cat "/proc/$p/comm")" = refault-strip ] && echo "$p" && return
-	done
-	return 1
-}
 here page-that-cannot-be-stripped-shows-nothing-old-after-a-crash unstripped crash replace_agent
 here page-that-cannot-be-stripped-shows-nothing-old-after-a-cut unstripped cutoff want relay ok cut
 

@@ -25,7 +25,7 @@ key() {
 key bob "uid $BOB" "gid $BOB"
 key eve "uid $EVE" "gid $EVE" "groups 2999,$GROUP"
 mkdir "$T/vol/pub"
-for f in private shared group killed exited restarted revoked both; do
+for f in private shared group killed exited restarted revoked both two; do
 	head -c $LEN /dev/zero | tr '\0' a >"$T/vol/$f"
 done
 start_server --keys "$T/keys"
@@ -37,6 +37,7 @@ chmod 644 "$T"/vol/[a-z]*d
 chmod 600 "$T/vol/private"
 chmod 060 "$T/vol/group"
 chmod 660 "$T/vol/both"
+chmod 666 "$T/vol/two" # names and modes on host A are the server's
 chmod -R a+rwX "$T/stale"
 start_agent B --dirty-expire 3600000
 worker own B
@@ -129,6 +130,26 @@ after_revocation() {
 	key bob "uid $BOB" "gid $BOB" && reread && want own ok fsync 8 && starts revoked aa
 }
 here refused-under-the-key-of-who-was-killed after_revocation
+
+# Bob's program cannot be stripped, and what it stored cannot be merged with what Eve stores elsewhere: as
+# long as it shows the old bytes, Eve is not told that nobody does.
+unmerged() {
+	local s='' line r=0
+	REFAULT_KEY=$T/eve.key worker far A
+	open bob 10 two && open far 10 two && want bob 61 load 10 0 1 && want bob ok store 10 1 7a &&
+		s=$(stripper bob) || { echo "$s"; return 1; }
+	returned() { read -r -t 0 <&"${FROM[far]}"; }
+	returned_or_held() { returned || grep -q 'two: a program does not let go of' "$T/b/agent.log"; }
+	old() { want bob 61 load 10 0 1; }
+	kill -STOP "$s"
+	revoke && want far ok store 10 0 62 && tell far msync 10 && eventually 60 returned_or_held || r=1
+	! { returned && old; } || { echo "Eve was told, and Bob still sees the old byte"; r=1; }
+	kill -CONT "$s"
+	[ "$r" -eq 0 ] && IFS= read -r -t 60 line <&"${FROM[far]}" && [ "$line" = ok ] || return
+	! old && key bob "uid $BOB" "gid $BOB" && reread && want bob 627a load 10 0 2 && want bob ok fsync 10 &&
+		starts two bz && dismiss far
+}
+here what-cannot-be-merged-is-seen-by-nobody unmerged
 
 # Two programs, two keys, one page.  Bob may not write any more when Eve stores: his changes are refused
 # and gone, hers start from what the server has.

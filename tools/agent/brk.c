@@ -11,7 +11,8 @@
  * None of it waits for a write-back, for a fetch or for an answer of the server, but for one case:
  * a program whose stripper does not answer still has the file mapped.  Its clean pages are punched;
  * its dirty ones have to be merged before the break can be acknowledged, which takes a FETCH, which
- * waits for nobody.
+ * waits for nobody.  If the server does not give the file any more, they have to be stripped, or our lease
+ * to end.
  *
  * Counters: break, in-place (change.c).
  * Locks: see task.c.

@@ -283,15 +283,15 @@ static bool another_key(struct ag_vnode *vn, uint32_t key)
 	return keys != 0;
 }
 
-/* Breaks wait for what will not come. */
+/* Breaks wait for a merge that will not come: what is dirty has to be stripped after all. */
 static void never_valid(struct ag_vnode *vn, const char *why)
 {
 	if (!vn->want_valid)
 		return;
-	ag_log("%s: a break is acknowledged without having merged: %s", vn->path, why);
+	ag_log("%s: what is changed here is not merged with what others change: %s", vn->path, why);
 	vn->want_valid = false;
 	vn->refused = 0;
-	ag_brk_acks(vn);
+	ag_server_let_go(vn);
 }
 
 void ag_fetch_failed(struct ag_vnode *vn, int err)

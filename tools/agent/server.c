@@ -474,32 +474,43 @@ static uint64_t lease_end(const struct ag_server *srv)
 					: atomic_load(&srv->ag->host->server[srv->index].leased);
 }
 
+static void let_go(struct ag_vnode *vn, uint64_t until);
+
 static void stripped(struct ag_task *t)
 {
 	struct ag_vnode *vn = t->vn;
 	struct ag_server *srv = vn->vol->srv;
 
 	srv->stripping--;
-	if (!t->stripped && ag_now() < lease_end(srv) && ag_vn_ndirty(vn)) {
+	if (!t->stripped && ag_now() < vn->unstripped_until && ag_vn_ndirty(vn)) {
 		ag_log(
 		    "%s: a program does not let go of changed pages; until it does, or our lease "
-		    "ends, %s is not called again",
-		    vn->path, srv->addr);
+		    "ends, changes of other hosts wait",
+		    vn->path);
 		ag_list_del(&vn->unstripped);
 		ag_list_add(&srv->unstripped, &vn->unstripped);
 		ag_fast_start(srv->ag);
+	} else if (!vn->want_valid) {
+		ag_brk_acks(vn);
 	}
 	attempt_stripped(srv);
 }
 
-static void strip_before_hello(struct ag_vnode *vn)
+/* Have it stripped, for what is dirty and old would be seen; but by then nobody waits for us any more. */
+static void let_go(struct ag_vnode *vn, uint64_t until)
 {
 	struct ag_task *t = ag_task_new(vn, ag_step_strip);
 
 	ag_list_del(&vn->unstripped);
+	vn->unstripped_until = until;
 	vn->vol->srv->stripping++;
 	t->done = stripped;
 	ag_task_post(t);
+}
+
+void ag_server_let_go(struct ag_vnode *vn)
+{
+	let_go(vn, ag_now() + 2 * vn->vol->srv->lease); /* longer than the server waits */
 }
 
 /* Once more, when it can be expected to do. */
@@ -508,10 +519,12 @@ static bool strip_again(struct ag_server *srv, uint64_t now)
 	struct ag_vnode *vn;
 
 	ag_for_each (vn, &srv->unstripped, unstripped) {
-		if (now >= lease_end(srv))
+		if (now >= vn->unstripped_until) {
 			ag_list_del(&vn->unstripped);
-		else if (ag_vn_quiet(vn))
-			strip_before_hello(vn);
+			ag_brk_acks(vn);
+		} else if (ag_vn_quiet(vn)) {
+			let_go(vn, vn->unstripped_until);
+		}
 	}
 	if (ag_list_empty(&srv->unstripped))
 		attempt_stripped(srv);
@@ -544,7 +557,7 @@ void ag_server_mass_break(struct ag_server *srv, bool before_hello)
 		if (!ag_vn_mapped(vn))
 			continue;
 		if (before_hello)
-			strip_before_hello(vn);
+			let_go(vn, lease_end(srv));
 		else
 			ag_task_post(ag_task_new(vn, ag_step_strip));
 	}

@@ -107,6 +107,8 @@ void ag_server_lost(struct ag_server *srv);
 /* All its promises are void.  before_hello: the next HELLO waits for the strips. */
 void ag_server_mass_break(struct ag_server *srv, bool before_hello);
 void ag_server_kick(struct ag_server *srv);
+/* The server does not give it any more: its breaks are acknowledged when no program shows what is old. */
+void ag_server_let_go(struct ag_vnode *vn);
 /* The fast timer: look at what could not be stripped.  False: there is nothing. */
 bool ag_servers_slow(struct ag *ag, uint64_t now);
 

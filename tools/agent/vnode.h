@@ -55,15 +55,16 @@ struct ag_vnode {
 	uint64_t target, target_until;
 	uint64_t *merge;
 	size_t nmerge;
-	uint64_t asked_at; /* the last STATUS */
-	uint64_t anew;     /* answers to what was asked before count for nothing */
-	uint64_t refused;  /* set of keys that did not do for want_valid */
-	unsigned asking;   /* STATUS calls under way */
-	bool want_valid;   /* validate though nobody asks: breaks wait for the merge */
+	uint64_t asked_at;         /* the last STATUS */
+	uint64_t anew;             /* answers to what was asked before count for nothing */
+	uint64_t refused;          /* set of keys that did not do for want_valid */
+	uint64_t unstripped_until; /* what could not be stripped is waited for so long */
+	unsigned asking;           /* STATUS calls under way */
+	bool want_valid;           /* validate though nobody asks: breaks wait for the merge */
 	struct ag_late_ack {
 		uint32_t conn;
 		uint64_t id;
-	} * late; /* breaks to acknowledge when it is valid */
+	} * late; /* breaks to acknowledge when it is valid, or nobody shows what is old */
 	uint32_t nlate;
 
 	/* Write-back. */
