@@ -28,8 +28,11 @@ struct undo {
 static inline void undo_run(void *arg)
 {
 	struct undo *u = arg;
-	void (*fn)(void *) = atomic_exchange(&u->fn, NULL);
+	void (*fn)(void *) = atomic_load_explicit(&u->fn, memory_order_relaxed);
 
+	/* Who jumps out of here before this store does it instead: it is this thread's alone. */
+	atomic_store_explicit(&u->fn, NULL, memory_order_relaxed);
+	atomic_signal_fence(memory_order_seq_cst);
 	if (fn)
 		fn(u->arg);
 }
