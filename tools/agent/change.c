@@ -406,12 +406,12 @@ static void reval_locked(struct ag_task *t)
 
 	atomic_fetch_add(&vn->st->read_gen, 1);
 	t->err = 0;
-	ag_take_clean(t, 0, UINT64_MAX, UINT64_MAX);
 	size_begin(t, size_of(vn, &t->st));
-	if (t->err) {
+	if (t->err) { /* nothing was taken */
 		reval_worked(t);
 		return;
 	}
+	ag_take_clean(t, 0, UINT64_MAX, UINT64_MAX);
 	ag_task_work(t, reval_worked);
 }
 
