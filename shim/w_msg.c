@@ -311,10 +311,10 @@ ssize_t w_msgrcv(int q, void *msg, size_t n, long type, int flags)
 
 /* ---- other processes' memory, or by the same way our own ---- */
 
-/* The far side is ours, too: a way to touch memory that may not be there. */
+/* The far side is ours, too, by whichever thread: a way to touch memory that may not be there. */
 static bool far_hits(const struct ctx *c, pid_t pid, const struct iovec *far, size_t n)
 {
-	return iov_hits(c, far, n) && pid == getpid();
+	return iov_hits(c, far, n) && !rf_syscall(SYS_tgkill, getpid(), pid, 0);
 }
 
 static ssize_t vm_readv(struct ctx *c, pid_t pid, const struct iovec *iov, size_t cnt,

@@ -103,6 +103,15 @@ static void datagrams(void)
 	CHECK(recvmmsg(dg[1], in, 3, MSG_DONTWAIT, NULL) == -1 && errno == EAGAIN);
 }
 
+/* By a thread's own number, which the kernel takes as well. */
+static void *by_thread(void *arg)
+{
+	struct iovec v = {t, 10}, far = {p, 10};
+
+	CHECK(process_vm_readv((pid_t)syscall(SYS_gettid), &v, 1, &far, 1, 0) == 10);
+	return arg;
+}
+
 /* n bytes, maybe in several steps: a page may go in between. */
 static void vm(bool store, char *here, char *there, size_t n)
 {
@@ -121,7 +130,10 @@ static void processes(void)
 {
 	char *volatile bad = (char *)8;
 	struct iovec v = {t, 10}, far = {bad, 10};
+	pthread_t th;
 
+	BARE;
+	CHECK(pthread_create(&th, NULL, by_thread, NULL) == 0 && pthread_join(th, NULL) == 0);
 	memset(t, 0, LEN);
 	BARE;
 	vm(false, t, p, 9000);
