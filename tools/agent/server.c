@@ -474,8 +474,6 @@ static uint64_t lease_end(const struct ag_server *srv)
 					: atomic_load(&srv->ag->host->server[srv->index].leased);
 }
 
-static void let_go(struct ag_vnode *vn, uint64_t until);
-
 static void stripped(struct ag_task *t)
 {
 	struct ag_vnode *vn = t->vn;
