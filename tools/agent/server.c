@@ -494,7 +494,7 @@ static void stripped(struct ag_task *t)
 	attempt_stripped(srv);
 }
 
-/* Have it stripped, for what is dirty and old would be seen; but by then nobody waits for us any more. */
+/* Have it stripped, for what is dirty and old would be seen; others wait for that, but no longer. */
 static void let_go(struct ag_vnode *vn, uint64_t until)
 {
 	struct ag_task *t = ag_task_new(vn, ag_step_strip);
@@ -508,7 +508,7 @@ static void let_go(struct ag_vnode *vn, uint64_t until)
 
 void ag_server_let_go(struct ag_vnode *vn)
 {
-	let_go(vn, ag_now() + 2 * vn->vol->srv->lease); /* longer than the server waits */
+	let_go(vn, ag_now() + vn->vol->srv->lease);
 }
 
 /* Once more, when it can be expected to do. */
@@ -519,7 +519,8 @@ static bool strip_again(struct ag_server *srv, uint64_t now)
 	ag_for_each (vn, &srv->unstripped, unstripped) {
 		if (now >= vn->unstripped_until) {
 			ag_list_del(&vn->unstripped);
-			ag_brk_acks(vn);
+			if (!vn->want_valid)
+				ag_brk_acks(vn);
 		} else if (ag_vn_quiet(vn)) {
 			let_go(vn, vn->unstripped_until);
 		}
