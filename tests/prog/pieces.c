@@ -20,25 +20,12 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "turns.h"
+
 enum { PAGE = 4096, PAGES = 32, OWN = 64, GROW = 1000, MORE = 2000 };
 
 static unsigned char *m;
 static _Atomic int stored;
-
-static void put(int fd, uint64_t v)
-{
-	if (write(fd, &v, sizeof(v)) != sizeof(v))
-		err(1, "pipe");
-}
-
-static uint64_t get(int fd)
-{
-	uint64_t v;
-
-	if (read(fd, &v, sizeof(v)) != sizeof(v))
-		errx(1, "the other side is gone");
-	return v;
-}
 
 /* The pages that are changed, in the half that nobody protects. */
 static unsigned char *page(int k)

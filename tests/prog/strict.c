@@ -20,6 +20,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "turns.h"
+
 enum { PAGES = 16, PAGE = 4096 };
 
 static size_t place(uint64_t i)
@@ -27,21 +29,6 @@ static size_t place(uint64_t i)
 	uint64_t h = (i / 3 + 1) * 0x9e3779b97f4a7c15u; /* three rounds to each place */
 
 	return (size_t)(h >> 32) % (PAGES * PAGE / 8);
-}
-
-static void put(int fd, uint64_t v)
-{
-	if (write(fd, &v, sizeof(v)) != sizeof(v))
-		err(1, "pipe");
-}
-
-static uint64_t get(int fd)
-{
-	uint64_t v;
-
-	if (read(fd, &v, sizeof(v)) != sizeof(v))
-		errx(1, "the other side is gone");
-	return v;
 }
 
 static void writer(volatile uint64_t *m, uint64_t rounds, int to, int from)
